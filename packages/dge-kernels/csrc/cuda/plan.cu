@@ -1,0 +1,75 @@
+// plan_queries on the device: one thread per region counts and later writes its patches; the running sum
+// between the two is torch's.
+#include "device.cuh"
+
+namespace dge::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+// A choice out of range is clamped: it must not make a kernel write out of bounds.
+DGE_INLINE int64_t side_of(const PlanArgs& args, int64_t index) {
+  const int64_t split = choice_at(args, index);
+  return args.sides[split < 0 ? 0 : smaller(split, args.splits - 1)];
+}
+
+DGE_INLINE void count_region(const PlanArgs& args, int64_t index, int32_t* counts) {
+  const int64_t region = index % args.regions;
+  const int64_t patches = count_patches(region_at(region, args.size, args.grid), side_of(args, index));
+  counts[index] = static_cast<int32_t>(patches + (region == 0 ? args.grid.prefix : 0));
+}
+
+DGE_INLINE void write_region(const PlanArgs& args, int64_t index, const int64_t* sums, Patch* patches) {
+  const int64_t image = index / args.regions, number = index % args.regions, side = side_of(args, index);
+  const Region region = region_at(number, args.size, args.grid);
+  Patch* out = patches + (index ? sums[index - 1] : 0);
+  if (number == 0) {
+    for (int64_t token = 0; token < args.grid.prefix; ++token) *out++ = prefix_patch(token, image);
+  }
+  const int64_t count = count_patches(region, side);
+  for (int64_t i = 0; i < count; ++i) *out++ = patch_at(region, side, i, image);
+}
+
+DGE_INLINE void write_end(const PlanArgs& args, int64_t index, const int64_t* sums, int32_t* cu_seqlens) {
+  cu_seqlens[index] = index ? static_cast<int32_t>(sums[index * args.regions - 1]) : 0;
+}
+
+__device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
+
+__global__ void count_kernel(PlanArgs args, int32_t* counts) {
+  const int64_t index = thread_index();
+  if (index < args.batch * args.regions) count_region(args, index, counts);
+}
+
+__global__ void ends_kernel(PlanArgs args, const int64_t* sums, int32_t* cu_seqlens) {
+  const int64_t index = thread_index();
+  if (index <= args.batch) write_end(args, index, sums, cu_seqlens);
+}
+
+__global__ void patches_kernel(PlanArgs args, const int64_t* sums, Patch* patches) {
+  const int64_t index = thread_index();
+  if (index < args.batch * args.regions) write_region(args, index, sums, patches);
+}
+
+unsigned blocks_for(int64_t threads) { return static_cast<unsigned>(ceil_div(threads, kThreads)); }
+
+}  // namespace
+
+void count_queries(const PlanArgs& args, int32_t* counts, cudaStream_t stream) {
+  if (args.batch == 0) return;
+  count_kernel<<<blocks_for(args.batch * args.regions), kThreads, 0, stream>>>(args, counts);
+  check(cudaGetLastError(), "counting the queries of each region");
+}
+
+void write_ends(const PlanArgs& args, const int64_t* sums, int32_t* cu_seqlens, cudaStream_t stream) {
+  ends_kernel<<<blocks_for(args.batch + 1), kThreads, 0, stream>>>(args, sums, cu_seqlens);
+  check(cudaGetLastError(), "writing cu_seqlens");
+}
+
+void write_patches(const PlanArgs& args, const int64_t* sums, Patch* patches, cudaStream_t stream) {
+  if (args.batch == 0) return;
+  patches_kernel<<<blocks_for(args.batch * args.regions), kThreads, 0, stream>>>(args, sums, patches);
+  check(cudaGetLastError(), "writing the patches");
+}
+
+}  // namespace dge::cuda
