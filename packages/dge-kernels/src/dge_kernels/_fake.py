@@ -1,0 +1,82 @@
+"""Fake kernels: the outputs' shapes, dtypes and devices, for torch.compile and torch.export.
+
+Sizes are annotated as int, and are SymInt while torch traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["register"]
+
+
+def _plan_queries(
+    choice: Tensor, splits: list[int], height: int, width: int, num_prefix_tokens: int
+) -> tuple[Tensor, Tensor, torch.SymInt]:
+    context = torch.library.get_ctx()
+    total, longest = context.new_dynamic_size(), context.new_dynamic_size()
+    patches = choice.new_empty((total, 4), dtype=torch.int32)
+    return patches, choice.new_empty(choice.shape[0] + 1, dtype=torch.int32), longest
+
+
+def _pool_queries(x: Tensor, patches: Tensor, height: int, width: int, num_prefix_tokens: int) -> Tensor:
+    return x.new_empty(patches.shape[0], x.shape[2])
+
+
+def _pool_queries_backward(
+    grad: Tensor, patches: Tensor, batch: int, height: int, width: int, num_prefix_tokens: int
+) -> Tensor:
+    return grad.new_empty(batch, num_prefix_tokens + height * width, grad.shape[1])
+
+
+def _unpool_queries(
+    delta: Tensor, patches: Tensor, residual: Tensor, height: int, width: int, num_prefix_tokens: int
+) -> Tensor:
+    return residual.new_empty(residual.shape)
+
+
+def _ragged_attention(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
+
+
+def _ragged_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _route(
+    x: Tensor, weight: Tensor, bias: Tensor, region: int, height: int, width: int, num_prefix_tokens: int
+) -> Tensor:
+    rows, cols = (height + region - 1) // region, (width + region - 1) // region
+    return x.new_empty((x.shape[0], rows, cols), dtype=torch.uint8)
+
+
+def register() -> None:
+    """Register every fake kernel; once, after the library's schemas are loaded."""
+    kernels: dict[str, Callable[..., object]] = {
+        "plan_queries": _plan_queries,
+        "pool_queries": _pool_queries,
+        "pool_queries_backward": _pool_queries_backward,
+        "unpool_queries": _unpool_queries,
+        "unpool_queries_backward": _pool_queries,
+        "ragged_attention": _ragged_attention,
+        "ragged_attention_backward": _ragged_attention_backward,
+        "route": _route,
+    }
+    for name, kernel in kernels.items():
+        torch.library.register_fake(f"dge_kernels::{name}", kernel)

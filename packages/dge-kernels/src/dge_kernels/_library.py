@@ -1,0 +1,108 @@
+"""Loading of the compiled libraries, and what to say when one cannot be loaded.
+
+Importing this package never fails for a library's sake: `dge_kernels.info` and the first call that needs the
+library report the reason kept here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+__all__ = ["BUILD", "CPU", "CUDA", "Library", "require"]
+
+_FOLDER = Path(__file__).resolve().parent
+_OLDEST_TORCH = (2, 10)
+
+
+@dataclass(frozen=True)
+class Library:
+    """One compiled library: where it is, and why it is not loaded if it is not."""
+
+    name: str
+    path: Path
+    reason: str | None
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its kernels are registered with torch."""
+        return self.reason is None
+
+
+def _import_build_facts() -> ModuleType | None:
+    try:
+        return importlib.import_module("dge_kernels._build")
+    except ImportError:
+        return None
+
+
+BUILD = _import_build_facts()
+
+
+def _load(path: Path) -> str | None:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load beside torch {torch.__version__}: {error}"
+    return None
+
+
+def _load_cpu() -> Library:
+    path = _FOLDER / "libdge_kernels_cpu.so"
+    found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
+    if found < _OLDEST_TORCH:
+        reason: str | None = f"torch {torch.__version__} is older than 2.10: install torch >= 2.10"
+    elif not path.exists():
+        reason = f"{path.name} is missing: dge_kernels was not installed but imported from its sources; run pip install"
+    else:
+        reason = _load(path)
+    return Library("cpu", path, reason)
+
+
+def _cuda_mismatch() -> str | None:
+    """Why the CUDA library cannot fit this torch, from the versions alone."""
+    built = BUILD.cuda_version if BUILD else None
+    if built is None:
+        return "dge-kernels was built without CUDA: build it where nvcc is on the PATH, or install a +cu wheel"
+    wanted = torch.version.cuda
+    if wanted is None:
+        return f"torch {torch.__version__} is a CPU build: install a CUDA {built} build of torch to use the GPU"
+    if wanted.split(".")[0] != built.split(".")[0]:
+        label = "cu" + "".join(wanted.split(".")[:2])
+        return (
+            f"dge-kernels was built for CUDA {built} and torch {torch.__version__} for CUDA {wanted}: "
+            f"install the dge-kernels wheel labelled +{label}, or build it from source"
+        )
+    return None
+
+
+def _load_cuda(cpu: Library) -> Library:
+    path = _FOLDER / "libdge_kernels_cuda.so"
+    reason = cpu.reason or _cuda_mismatch()
+    if reason is None:
+        reason = _load(path) if path.exists() else f"{path.name} is missing from {_FOLDER}: install dge-kernels again"
+    return Library("cuda", path, reason)
+
+
+CPU = _load_cpu()
+CUDA = _load_cuda(CPU)
+
+
+def require(device: torch.device) -> None:
+    """Raise unless the kernels for `device` are loaded.
+
+    Raises:
+        RuntimeError: The library for the device did not load; the message says why and what to install.
+        ValueError: The device is neither a CPU nor a CUDA device.
+    """
+    if not CPU.loaded:
+        raise RuntimeError(f"dge_kernels cannot run: {CPU.reason} (dge_kernels.reference needs no library)")
+    if device.type == "cuda" and not CUDA.loaded:
+        raise RuntimeError(f"dge_kernels has no CUDA kernels here: {CUDA.reason}")
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ValueError(f"dge_kernels has kernels for cpu and cuda, got a tensor on {device}")
