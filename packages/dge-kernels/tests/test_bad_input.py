@@ -1,0 +1,113 @@
+"""Every rejected input, with words from its message."""
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+import dge_kernels as dk
+
+PLAN = dk.plan_queries(torch.tensor([[[0, 1]]]), num_prefix_tokens=1)
+X = torch.randn(1, 33, 8)
+ROWS = torch.randn(PLAN.total, 8)
+Q, K = torch.randn(PLAN.total, 2, 4), torch.randn(1, 5, 2, 4)
+CHOICE, WEIGHT = torch.zeros(1, 1, 1, dtype=torch.int64), torch.randn(3, 8)
+META = torch.empty(1, 33, 8, device="meta")
+
+
+def _plan(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+    return lambda: dk.plan_queries(*args, **kwargs)
+
+
+def _route(x: torch.Tensor = X, weight: Any = WEIGHT, bias: Any = None, **kwargs: Any) -> Callable[[], Any]:
+    arguments = {"grid": (4, 8), "num_prefix_tokens": 1, **kwargs}
+    return lambda: dk.route(x, weight, bias, **arguments)
+
+
+REJECTED: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (_plan([[0]]), TypeError, "choice must be a torch.Tensor, got list"),
+    (_plan(CHOICE.float()), TypeError, "choice must be uint8, int8, int16, int32 or int64, got torch.float32"),
+    (_plan(CHOICE.bool()), TypeError, "choice must be uint8, int8, int16, int32 or int64, got torch.bool"),
+    (_plan(CHOICE[0]), ValueError, "choice must be [B, rows of regions, columns of regions], got shape [1, 1]"),
+    (_plan(CHOICE, grid=(4, 5)), ValueError, "choice must have one entry per region, [B, 1, 2] for grid (4, 5)"),
+    (_plan(CHOICE[:, :0]), ValueError, "choice must have one entry per region"),
+    (_plan(CHOICE + 3), ValueError, "choice must be in [0, 3), got 3 for image 0, region 0"),
+    (_plan(CHOICE - 1), ValueError, "choice must be in [0, 3), got -1 for image 0, region 0"),
+    (_plan(CHOICE, (4, 3)), ValueError, "splits must each divide the largest, which is the region's side, got (4, 3)"),
+    (_plan(CHOICE, ()), ValueError, "splits must be a tuple of integers of at least 1, such as (4, 2, 1), got ()"),
+    (_plan(CHOICE, (4, 0)), ValueError, "splits must be a tuple of integers of at least 1"),
+    (_plan(CHOICE, (4, 2.0)), ValueError, "splits must be a tuple of integers of at least 1"),
+    (_plan(CHOICE, 4), ValueError, "splits must be a tuple of integers of at least 1, such as (4, 2, 1), got 4"),
+    (_plan(CHOICE, (2, 2)), ValueError, "splits must be at most 256 different integers, got (2, 2)"),
+    (_plan(CHOICE, grid=(0, 4)), ValueError, "got shape [1, 1, 1]"),
+    (_plan(CHOICE, num_prefix_tokens=-1), ValueError, "num_prefix_tokens must be an integer of at least 0, got -1"),
+    (_plan(CHOICE, num_prefix_tokens=1.5), ValueError, "num_prefix_tokens must be an integer of at least 0, got 1.5"),
+    (lambda: dk.pool_queries(X[0], PLAN), ValueError, "x must be [B, N, C], got shape [33, 8]"),
+    (lambda: dk.pool_queries(X[:, :32], PLAN), ValueError, "x must be [1, 33, C] for this plan"),
+    (lambda: dk.pool_queries(X.expand(2, -1, -1), PLAN), ValueError, "x must be [1, 33, C] for this plan"),
+    (lambda: dk.pool_queries(X.int(), PLAN), TypeError, "x must be float32, float64, float16 or bfloat16, got"),
+    (lambda: dk.pool_queries(X, PLAN.patches), TypeError, "plan must be a QueryPlan (from plan_queries), got Tensor"),
+    (lambda: dk.pool_queries(META, PLAN), ValueError, "plan must be on the device of x, meta, got cpu"),
+    (lambda: dk.unpool_queries(ROWS[1:], PLAN, X), ValueError, f"delta must have the plan's {PLAN.total} queries"),
+    (lambda: dk.unpool_queries(ROWS[:, 1:], PLAN, X), ValueError, "residual must be [1, 33, 7] for this plan"),
+    (lambda: dk.unpool_queries(ROWS.half(), PLAN, X), TypeError, "delta must have the dtype of residual"),
+    (lambda: dk.unpool_queries(ROWS, PLAN, None), TypeError, "residual must be a torch.Tensor, got NoneType"),
+    (lambda: dk.ragged_attention(Q[1:], K, K, PLAN), ValueError, f"q must have the plan's {PLAN.total} queries"),
+    (lambda: dk.ragged_attention(Q, K[:, :, :1], K, PLAN), ValueError, "k must be [1, N, 2, 4]"),
+    (lambda: dk.ragged_attention(Q, K, K[:, :4], PLAN), ValueError, "v must be [1, N, 2, 4] with one N >= 1"),
+    (lambda: dk.ragged_attention(Q, K[:, :0], K[:, :0], PLAN), ValueError, "k must be [1, N, 2, 4] with one N >= 1"),
+    (lambda: dk.ragged_attention(Q, K.half(), K, PLAN), TypeError, "k must have the dtype of q, torch.float32, got"),
+    (lambda: dk.ragged_attention(Q[0], K, K, PLAN), ValueError, "q must be [Q, heads, head_dim], got shape"),
+    (_route(X[0]), ValueError, "x must be [B, N, C], got shape [33, 8]"),
+    (_route(grid=(4, 4)), ValueError, "x must be [B, 17, C] for 1 prefix tokens and grid (4, 4), got shape"),
+    (_route(grid=(4, 0)), ValueError, "grid must be (height, width) in tokens, both at least 1, got (4, 0)"),
+    (_route(grid=32), ValueError, "grid must be (height, width) in tokens, both at least 1, got 32"),
+    (_route(splits=(4, 2)), ValueError, "weight must be [2, 8] (splits, C), got shape [3, 8]"),
+    (_route(weight=WEIGHT[:, 1:]), ValueError, "weight must be [3, 8] (splits, C), got shape [3, 7]"),
+    (_route(bias=torch.zeros(2)), ValueError, "bias must be [3], one entry per split, got shape [2]"),
+    (_route(weight=WEIGHT.long()), TypeError, "weight must be float32, float64, float16 or bfloat16, got"),
+]
+
+
+@pytest.mark.parametrize(("call", "kind", "words"), REJECTED, ids=[words for _, _, words in REJECTED])
+def test_is_refused_with_these_words(call: Callable[[], Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=re.escape(words)):
+        call()
+
+
+@pytest.mark.parametrize("column", [0, 1, 2, 3])
+def test_a_plan_made_by_hand_cannot_reach_outside(column: int) -> None:
+    patches = PLAN.patches.clone()
+    patches[3, column] = 1000 if column != 3 else 0
+    plan = replace(PLAN, patches=patches)
+    for call in (lambda: dk.pool_queries(X, plan), lambda: dk.unpool_queries(ROWS, plan, X)):
+        with pytest.raises(ValueError, match="patches row 3 lies outside the batch"):
+            call()
+
+
+def test_a_plan_that_leaves_tokens_out_is_refused() -> None:
+    patches = PLAN.patches.clone()
+    patches[-1] = patches[0]
+    with pytest.raises(ValueError, match="patches must cover each of the 33 tokens once, they cover 30"):
+        dk.unpool_queries(ROWS, replace(PLAN, patches=patches), X)
+
+
+@pytest.mark.parametrize("ends", [[0, 3], [1, 21], [0, 9, 21]])
+def test_ends_that_do_not_fit_are_refused(ends: list[int]) -> None:
+    plan = replace(PLAN, cu_seqlens=torch.tensor(ends, dtype=torch.int32))
+    keys = K.expand(len(ends) - 1, -1, -1, -1)
+    if ends == [0, 9, 21]:
+        plan = replace(plan, cu_seqlens=torch.tensor([0, 22, 21], dtype=torch.int32))
+    with pytest.raises(ValueError, match="cu_seqlens must rise from 0 to the 21 queries of q"):
+        dk.ragged_attention(Q, keys, keys, plan)
+
+
+def test_checked_mode_finds_a_bad_choice_on_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device.type == "cpu":
+        pytest.skip("the CPU always checks")
+    monkeypatch.setattr("dge_kernels.functional._CHECK_DEVICE_VALUES", True)
+    with pytest.raises(ValueError, match=re.escape("choice must be in [0, 3), got values from 0 to 7")):
+        dk.plan_queries(torch.tensor([[[0, 7]]], device=device))

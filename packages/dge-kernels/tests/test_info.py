@@ -1,0 +1,70 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import dge_kernels as dk
+from dge_kernels import _library, info
+
+
+def test_build_info_is_json_and_names_this_torch() -> None:
+    facts = json.loads(json.dumps(dk.build_info()))
+    assert facts["torch"] == torch.__version__
+    assert facts["cpu_loaded"] and facts["cpu_reason"] is None
+    assert facts["oldest_torch"] == "2.10"
+    assert facts["version"] == dk.__version__
+
+
+def test_cuda_is_on_or_has_a_reason() -> None:
+    facts = dk.build_info()
+    assert facts["cuda_loaded"] == (facts["cuda_reason"] is None)
+    if facts["torch_cuda"] is None and facts["cuda_version"] is not None:
+        assert "is a CPU build" in facts["cuda_reason"]
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main(["--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cpu_self_test"] == "ok"
+    assert info.main([]) == 0
+    assert "cpu self test" in capsys.readouterr().out
+
+
+def test_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-W", "error", "-m", "dge_kernels.info"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "cuda self test" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("built", "torch_cuda", "words"),
+    [
+        (None, "13.0", "built without CUDA"),
+        ("13.0.88", None, "is a CPU build: install a CUDA 13.0.88 build of torch"),
+        ("13.0.88", "12.8", "install the dge-kernels wheel labelled +cu128"),
+        ("13.0.88", "13.1", None),
+    ],
+)
+def test_versions_that_do_not_fit(
+    built: str | None, torch_cuda: str | None, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_library, "BUILD", type("Build", (), {"cuda_version": built}))
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    reason = _library._cuda_mismatch()
+    assert reason is None if words is None else words in (reason or "")
+
+
+def test_a_missing_library_is_reported_by_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = _library.Library("cpu", Path("gone.so"), "gone.so is missing")
+    monkeypatch.setattr(_library, "CPU", missing)
+    with pytest.raises(RuntimeError, match=r"dge_kernels cannot run: gone\.so is missing"):
+        dk.plan_queries(torch.zeros(1, 1, 1, dtype=torch.int64))
+
+
+def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_text("not a library")
+    assert "broken.so does not load beside torch" in (_library._load(broken) or "")
