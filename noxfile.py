@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
@@ -49,7 +51,7 @@ def build(session: nox.Session, source: Path, output: Path, *options: str, env: 
 
 def without(session: nox.Session, *modules: str) -> None:
     """Fail if a module that a package must do without is installed."""
-    code = "import importlib.util as u, sys; sys.exit(', '.join(n for n in sys.argv[1:] if u.find_spec(n)))"
+    code = "import importlib.util as u, sys; sys.exit(', '.join(n for n in sys.argv[1:] if u.find_spec(n)) or 0)"
     session.run("python", "-c", code, *modules)
 
 
@@ -99,6 +101,63 @@ def recipes(session: nox.Session) -> None:
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
     install(session, *TEST_TOOLS, kernels_wheel(session), *local)
     pytest(session, "dge-recipes")
+
+
+def release_wheel(session: nox.Session, label: str, env: dict[str, str], work: Path) -> Path:
+    """The dge-kernels wheel with a local version label, from an unpacked sdist."""
+    source = work / f"source-{label}"
+    build(session, PACKAGES / "dge-kernels", source, "--sdist")
+    shutil.unpack_archive(next(source.glob("*.tar.gz")), source)
+    (folder,) = (path for path in source.iterdir() if path.is_dir())
+    version = (ROOT / "VERSION").read_text().strip()
+    (folder / "VERSION").write_text(f"{version}+{label}\n")
+    build(session, folder, ROOT / "dist", "--wheel", env=env)
+    return next((ROOT / "dist").glob(f"dge_kernels-{version}+{label}-*.whl"))
+
+
+def try_wheel(session: nox.Session, wheel: Path, torch: str, home: Path, *expected: str) -> bool:
+    """Install a wheel with torch alone into an empty environment and run it there; False if torch is not to be had."""
+    session.run("uv", "venv", "--quiet", "--python", sys.executable, str(home), external=True)
+    pip = ["uv", "pip", "install", "--quiet", "--python", str(home), torch, str(wheel)]
+    links = os.environ.get("PIP_FIND_LINKS", "").split()
+    pip += [option for link in links if Path(link).is_dir() for option in ("--find-links", link)]
+    if session.run(*pip, external=True, success_codes=[0, 1], silent="+cpu" in torch) is False:
+        return False
+    python = home / "bin" / "python"
+    if not (list(home.glob("lib/python*/site-packages/torch"))):
+        return False
+    session.run(str(python), str(ROOT / "ci" / "smoke.py"), *expected, external=True)
+    return True
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """sdists and wheels of the three packages into dist/, checked and tried out in empty environments."""
+    install(session, "twine")
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    for package in ("dge-kernels", "dge-models", "dge-recipes"):
+        build(session, PACKAGES / package, ROOT / "dist", *(["--sdist"] if package == "dge-kernels" else []))
+    pinned = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        folders = [p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "nvcc").exists()]
+        cpu = release_wheel(session, "cpu", {"PATH": os.pathsep.join(folders), "CUDACXX": ""}, work)
+        try_wheel(session, cpu, pinned, work / "cpu", "cuda_loaded=False", "cuda_reason=built without CUDA")
+        if shutil.which("nvcc"):
+            cuda = release_wheel(session, cuda_label(session), {"DGE_CUDA": "ON"}, work)
+            try_wheel(session, cuda, pinned, work / "cuda", "cuda_loaded=True")
+            if not try_wheel(session, cuda, f"{pinned}+cpu", work / "plain", "cuda_reason=is a CPU build"):
+                session.warn("no CPU-only build of torch within reach: the CUDA wheel was not tried beside one")
+        else:
+            session.warn("no nvcc on the PATH: no CUDA wheel was built")
+    session.run("twine", "check", "--strict", *(str(path) for path in (ROOT / "dist").iterdir() if path.suffix != ""))
+
+
+def cuda_label(session: nox.Session) -> str:
+    """Such as cu130, for the nvcc on the PATH."""
+    text = session.run("nvcc", "--version", external=True, silent=True)
+    major, minor = re.search(r"release (\d+)\.(\d+)", str(text)).groups()  # type: ignore[union-attr]
+    return f"cu{major}{minor}"
 
 
 @nox.session
