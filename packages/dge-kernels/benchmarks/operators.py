@@ -1,0 +1,134 @@
+"""The operators against what bounds them: a copy, a read (a sum), torch's attention.
+
+    python benchmarks/operators.py [--device cpu|cuda] [--dtype float32|bfloat16] [--rounds N] [--output FILE.json]
+
+Every comparison is made in one run, its candidates in turns; the ratio of the medians is what counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from timing import in_turns, machine
+from torch.nn.functional import scaled_dot_product_attention
+
+import dge_kernels as dk
+
+Row = dict[str, object]
+GRID = (16, 16)
+
+
+def moved_bytes(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
+    """pool, unpool and route: bytes per second, as a share of what a copy of a large tensor reaches."""
+    batch, channels = (256, 384) if device == "cuda" else (32, 384)
+    x = torch.randn(batch, 257, channels, device=device, dtype=dtype)
+    plan = dk.plan_queries(torch.randint(0, 3, (batch, 4, 4), device=device), num_prefix_tokens=1)
+    delta = torch.randn(plan.total, channels, device=device, dtype=dtype)
+    weight = torch.randn(3, channels, device=device)
+    target = torch.empty_like(x)
+    medians = in_turns(
+        {
+            "copy": lambda: target.copy_(x),
+            "read": lambda: x.sum(),
+            "pool_queries": lambda: dk.pool_queries(x, plan),
+            "unpool_queries": lambda: dk.unpool_queries(delta, plan, x),
+            "route": lambda: dk.route(x, weight, grid=GRID, num_prefix_tokens=1),
+        },
+        device,
+        rounds,
+    )
+    dense, ragged = x.numel() * x.element_size(), delta.numel() * delta.element_size()
+    moved = {
+        "copy": 2 * dense,
+        "read": dense,
+        "pool_queries": dense + ragged,
+        "unpool_queries": 2 * dense + ragged,
+        "route": dense,
+    }
+    speed = {name: moved[name] / seconds for name, seconds in medians.items()}
+    return [
+        {"what": name, "ms": 1e3 * medians[name], "GB/s": speed[name] / 1e9, "of a copy's": speed[name] / speed["copy"]}
+        for name in moved
+    ]
+
+
+def planning(device: str, rounds: int) -> list[Row]:
+    """plan_queries for 64 images, its wait for the device included."""
+    choice = torch.randint(0, 3, (64, 4, 4), device=device)
+    seconds = in_turns({"plan": lambda: dk.plan_queries(choice, num_prefix_tokens=1)}, device, 10 * rounds)["plan"]
+    return [{"what": "plan_queries, 64 images", "us": 1e6 * seconds}]
+
+
+def attention(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
+    """ragged_attention against torch's attention called once per image."""
+    rows: list[Row] = []
+    for batch in (1, 8, 32):
+        for channels in (192, 384, 768):
+            for name, low in (("mixed", 0), ("coarse", 2)):
+                choice = torch.randint(low, 3, (batch, 4, 4), device=device)
+                plan = dk.plan_queries(choice, num_prefix_tokens=1)
+                q = torch.randn(plan.total, channels // 64, 64, device=device, dtype=dtype)
+                k, v = torch.randn(batch, 257, 2, channels // 64, 64, device=device, dtype=dtype).unbind(2)
+                lengths = plan.lengths.tolist()
+
+                def per_image(q=q, k=k, v=v, lengths=lengths) -> torch.Tensor:  # type: ignore[no-untyped-def]
+                    images = zip(q.split(lengths), k, v, strict=True)
+                    parts = [scaled_dot_product_attention(*(t.transpose(0, 1) for t in image)) for image in images]
+                    return torch.cat([part.transpose(0, 1) for part in parts])
+
+                medians = in_turns(
+                    {"ours": lambda q=q, k=k, v=v, plan=plan: dk.ragged_attention(q, k, v, plan), "loop": per_image},
+                    device,
+                    rounds,
+                )
+                rows.append(
+                    {
+                        "what": f"attention, {batch} x {channels} channels, {name}",
+                        "queries": plan.total,
+                        "ms": 1e3 * medians["ours"],
+                        "GFLOP/s": 4e-9 * plan.total * 257 * channels / medians["ours"],
+                        "loop / ours": medians["loop"] / medians["ours"],
+                    }
+                )
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """A Markdown table."""
+    names = list(rows[0])
+    print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+    for row in rows:
+        cells = [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()]
+        print("| " + " | ".join(cells) + " |")
+    print()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
+    options = parser.parse_args()
+    name = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    dtype = getattr(torch, name)
+    torch.manual_seed(0)
+    torch.set_grad_enabled(False)
+    where = machine(options.device)
+    print(", ".join(f"{key} {value}" for key, value in where.items()) + f", {name}\n")
+    tables = {
+        "bytes": moved_bytes(options.device, dtype, options.rounds),
+        "planning": planning(options.device, options.rounds),
+        "attention": attention(options.device, dtype, options.rounds),
+    }
+    for rows in tables.values():
+        show(rows)
+    if options.output:
+        options.output.write_text(json.dumps({"machine": where, "dtype": name, **tables}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
