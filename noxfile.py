@@ -153,6 +153,16 @@ def wheels(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *(str(path) for path in (ROOT / "dist").iterdir() if path.suffix != ""))
 
 
+@nox.session
+def abi(session: nox.Session) -> None:
+    """The one dge-kernels wheel, unchanged, beside the oldest and the newest torch."""
+    wheel = kernels_wheel(session)
+    for torch in ("torch==2.10.0", "torch"):
+        session.install("--upgrade", torch, "setuptools", *TEST_TOOLS, wheel)
+        session.run("python", "-m", "dge_kernels.info")
+        pytest(session, "dge-kernels")
+
+
 def cuda_label(session: nox.Session) -> str:
     """Such as cu130, for the nvcc on the PATH."""
     text = session.run("nvcc", "--version", external=True, silent=True)

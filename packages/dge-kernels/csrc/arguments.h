@@ -20,13 +20,13 @@ namespace dge {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Becomes a ValueError in Python.
+// Becomes a RuntimeError in Python, whatever torch's version; shapes and dtypes never get here from there.
 template <typename... Parts>
 void check(bool holds, const Parts&... parts) {
   if (!holds) {
     std::ostringstream message;
     (message << ... << parts);
-    throw std::invalid_argument(message.str());
+    throw std::runtime_error(message.str());
   }
 }
 

@@ -68,7 +68,12 @@ def plan_queries(
         low, high = (int(value) for value in choice.aminmax())
         if low < 0 or high >= len(splits):
             raise ValueError(f"choice must be in [0, {len(splits)}), got values from {low} to {high}")
-    patches, cu_seqlens, longest = _ops.plan_queries(choice, list(splits), height, width, num_prefix_tokens)
+    try:
+        patches, cu_seqlens, longest = _ops.plan_queries(choice, list(splits), height, width, num_prefix_tokens)
+    except RuntimeError as error:
+        if "choice must be in" not in str(error):
+            raise
+        raise ValueError(str(error)) from None
     return QueryPlan(patches, cu_seqlens, (height, width), num_prefix_tokens, tuple(splits), longest)
 
 

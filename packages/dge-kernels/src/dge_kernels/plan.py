@@ -37,7 +37,7 @@ class QueryPlan:
     the patches of a region row by row. The patches of an image cover each of its tokens exactly once.
 
     Plans come from :func:`dge_kernels.plan_queries`. One made by hand must keep these promises; the
-    operators check that it stays inside the tensors, not that it covers them.
+    operators check on the CPU that it stays inside the tensors (RuntimeError) and skip what does not on CUDA.
 
     Attributes:
         patches: int32 [Q, 4]; image, y, x and side of each query's patch, in tokens. A negative y marks
