@@ -1,38 +1,12 @@
 // plan_queries on the device: one thread per region counts and later writes its patches; the running sum
 // between the two is torch's.
 #include "device.cuh"
+#include "plan_body.h"
 
 namespace dge::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-
-// A choice out of range is clamped: it must not make a kernel write out of bounds.
-DGE_INLINE int64_t side_of(const PlanArgs& args, int64_t index) {
-  const int64_t split = choice_at(args, index);
-  return args.sides[split < 0 ? 0 : smaller(split, args.splits - 1)];
-}
-
-DGE_INLINE void count_region(const PlanArgs& args, int64_t index, int32_t* counts) {
-  const int64_t region = index % args.regions;
-  const int64_t patches = count_patches(region_at(region, args.size, args.grid), side_of(args, index));
-  counts[index] = static_cast<int32_t>(patches + (region == 0 ? args.grid.prefix : 0));
-}
-
-DGE_INLINE void write_region(const PlanArgs& args, int64_t index, const int64_t* sums, Patch* patches) {
-  const int64_t image = index / args.regions, number = index % args.regions, side = side_of(args, index);
-  const Region region = region_at(number, args.size, args.grid);
-  Patch* out = patches + (index ? sums[index - 1] : 0);
-  if (number == 0) {
-    for (int64_t token = 0; token < args.grid.prefix; ++token) *out++ = prefix_patch(token, image);
-  }
-  const int64_t count = count_patches(region, side);
-  for (int64_t i = 0; i < count; ++i) *out++ = patch_at(region, side, i, image);
-}
-
-DGE_INLINE void write_end(const PlanArgs& args, int64_t index, const int64_t* sums, int32_t* cu_seqlens) {
-  cu_seqlens[index] = index ? static_cast<int32_t>(sums[index * args.regions - 1]) : 0;
-}
 
 __device__ __forceinline__ int64_t thread_index() { return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; }
 
