@@ -15,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "typing", "kernels", "models", "recipes", "wheels", "demo"]
+nox.options.sessions = ["lint", "typing", "cpp", "kernels", "models", "recipes", "wheels", "demo"]
 
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
@@ -67,7 +67,7 @@ def lint(session: nox.Session) -> None:
     install(session, "ruff", "clang-format")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
-    sources = [str(path) for path in PACKAGES.glob("*/csrc/**/*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}]
+    sources = [str(path) for path in PACKAGES.glob("**/*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}]
     session.run("clang-format", "--dry-run", "-Werror", *sources)
 
 
@@ -76,6 +76,14 @@ def typing(session: nox.Session) -> None:
     """mypy --strict over the three packages."""
     install(session, "mypy", "torch", "torchvision", "timm", "accelerate", "types-PyYAML", "pydantic", "tensorboard")
     session.run("mypy", *(str(path) for path in sorted(PACKAGES.glob("*/src/*"))))
+
+
+@nox.session
+def cpp(session: nox.Session) -> None:
+    """The C++ tests, plain and under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    install(session, "cmake", "ninja", "pybind11", "torch")
+    for preset in ("test", "sanitize"):
+        session.run("cmake", "--workflow", "--fresh", "--preset", preset)
 
 
 @nox.session

@@ -1,0 +1,92 @@
+// The CPU loops of the instruction set that this machine has and of the baseline, against the plain definition.
+#include "../../csrc/cpu/kernels.h"
+
+#include "check.h"
+#include "problem.h"
+
+namespace baseline {
+extern const dge::cpu::Kernels table;
+}
+
+using namespace test;
+using cpu::Kernels;
+
+template <class T>
+void run_tokens(const Kernels& kernels, const Setting& s, const std::string& name) {
+  const Plan plan(s);
+  const int64_t queries = plan.patches.size(), tokens = plan.tokens();
+  const auto x = random_numbers<T>(s.batch * tokens * s.channels, 1),
+             delta = random_numbers<T>(queries * s.channels, 2);
+  const Tokens view{x.data(), tokens * s.channels, s.channels};
+  for (bool mean : {false, true}) {
+    std::vector<T> out(queries * s.channels, T(NAN)), back(x.size(), T(NAN));
+    kernels.gather({type_of<T>, queries, s.batch, view, out.data(), plan.patches.data(), s.channels, plan.grid, mean},
+                   0, queries);
+    check_close(out, expected_gather(plan, x, s.channels, mean), 1e-6, name + ", gather");
+    kernels.scatter({type_of<T>, queries, s.batch, delta.data(), mean ? Tokens{} : view, back.data(),
+                     plan.patches.data(), s.channels, plan.grid, mean},
+                    0, queries);
+    const auto expected = expected_scatter(plan, delta, mean ? nullptr : &x, s.batch, s.channels, mean);
+    check_close(back, expected, 1e-6, name + ", scatter");
+  }
+  const auto weight = random_numbers<T>(s.splits.size() * s.channels, 3), bias = random_numbers<T>(s.splits.size(), 4);
+  std::vector<uint8_t> choice(s.batch * plan.args.regions, 255);
+  kernels.route({type_of<T>, s.batch, view, weight.data(), bias.data(), choice.data(), s.channels,
+                 int64_t(s.splits.size()), plan.args.size, plan.grid},
+                0, s.batch * plan.args.regions);
+  check_close(choice, expected_route(plan, x, weight, bias, s.channels), 0, name + ", route");
+}
+
+template <class T>
+void run_attention(const Kernels& kernels, const Setting& s, int64_t width, int64_t keys, const std::string& name) {
+  const Plan plan(s);
+  const int64_t queries = plan.patches.size(), heads = 2;
+  const auto q = random_numbers<T>(queries * heads * width, 5), grad = random_numbers<T>(q.size(), 6);
+  const auto k = random_numbers<T>(s.batch * keys * heads * width, 7), v = random_numbers<T>(k.size(), 8);
+  const Attention expected(plan, heads, width, keys, q, k, v, grad);
+  std::vector<T> out(q.size(), T(NAN)), logsumexp(queries * heads, T(NAN));
+  const int64_t row = heads * width;
+  const AttentionArgs args{type_of<T>,
+                           queries,
+                           s.batch,
+                           keys,
+                           heads,
+                           width,
+                           plan.ends.data(),
+                           expected.scale,
+                           {q.data(), 0, row, width},
+                           {k.data(), keys * row, row, width},
+                           {v.data(), keys * row, row, width},
+                           out.data(),
+                           logsumexp.data()};
+  std::vector<T> grad_q(q.size(), T(NAN)), grad_k(k.size(), T(NAN)), grad_v(v.size(), T(NAN));
+  const AttentionBackwardArgs backward{args, {grad.data(), 0, row, width}, grad_q.data(), grad_k.data(), grad_v.data()};
+  std::vector<char> scratch(kernels.attention_scratch(args)), more(kernels.attention_backward_scratch(backward));
+  for (int64_t image = 0; image < s.batch; ++image) {
+    for (int64_t head = 0; head < heads; ++head) {
+      kernels.attention(args, {image, head, plan.ends[image], plan.ends[image + 1]}, scratch.data());
+      kernels.attention_backward(backward, {image, head, plan.ends[image], plan.ends[image + 1]}, more.data());
+    }
+  }
+  const double tolerance = sizeof(T) == 8 ? 1e-12 : 1e-5;
+  check_close(out, expected.out, tolerance, name + ", attention");
+  check_close(logsumexp, expected.logsumexp, tolerance, name + ", logsumexp");
+  check_close(grad_q, expected.grad_q, tolerance, name + ", grad q");
+  check_close(grad_k, expected.grad_k, tolerance, name + ", grad k");
+  check_close(grad_v, expected.grad_v, tolerance, name + ", grad v");
+}
+
+int main() {
+  for (const Kernels* kernels : {&cpu::kernels(), &baseline::table}) {
+    for (const Setting& s : settings()) {
+      const std::string name = std::string(kernels->name) + ", " + s.name();
+      run_tokens<float>(*kernels, s, name);
+      run_tokens<double>(*kernels, s, name);
+      for (int64_t width : {1, 20, 64}) {
+        run_attention<float>(*kernels, s, width, 33, name);
+        run_attention<double>(*kernels, s, width, 5, name);
+      }
+    }
+  }
+  return test::report("cpu kernels");
+}
