@@ -135,6 +135,7 @@ def try_wheel(session: nox.Session, wheel: Path, torch: str, home: Path, *expect
     if not (list(home.glob("lib/python*/site-packages/torch"))):
         return False
     session.run(str(python), str(ROOT / "ci" / "smoke.py"), *expected, external=True)
+    session.run(str(python), str(ROOT / "examples" / "kernels-only" / "quadtree_attention.py"), external=True)
     return True
 
 
