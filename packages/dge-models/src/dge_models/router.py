@@ -1,0 +1,182 @@
+"""The router: one linear layer over a region's mean token, and the Gumbel noise that it trains with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from timm.layers.weight_init import trunc_normal_
+from torch import Tensor, nn
+
+from dge_kernels import route
+from dge_models.routing import Routing, check_splits, region_grid, straight_through
+
+__all__ = ["Router", "deterministic_routing", "gumbel_noise", "region_means"]
+
+_FINEST_PROBABILITY = 0.95
+_deterministic = False
+
+
+@contextmanager
+def deterministic_routing() -> Iterator[None]:
+    """Train without Gumbel noise: inside, a router in training takes the argmax, straight-through.
+
+    For tests and for comparing runs. It acts on the whole process and on forward passes only: a backward
+    pass may run outside. Evaluation is deterministic anyway.
+    """
+    global _deterministic
+    before, _deterministic = _deterministic, True
+    try:
+        yield
+    finally:
+        _deterministic = before
+
+
+def gumbel_noise(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Standard Gumbel noise, float32, from torch's generator of `device`.
+
+    Drawn as ``torch.nn.functional.gumbel_softmax`` draws it, so that equal seeds give equal noise.
+    """
+    return -torch.empty(shape, dtype=torch.float32, device=device).exponential_().log()
+
+
+def region_means(spatial: Tensor, size: int) -> Tensor:
+    """Mean token of each region, accumulated in float32.
+
+    Args:
+        spatial: [B, H, W, C], any floating dtype.
+        size: S, the region's side in tokens. Regions are clipped at the bottom and right edge; a mean is
+            over the tokens that exist.
+
+    Returns:
+        float32 [B, ⌈H/S⌉, ⌈W/S⌉, C] (float64 for a float64 input).
+    """
+    wide = spatial if spatial.dtype == torch.float64 else spatial.float()
+    means = F.avg_pool2d(wide.permute(0, 3, 1, 2), size, ceil_mode=True, count_include_pad=False)
+    return means.permute(0, 2, 3, 1)
+
+
+class Router(nn.Module):
+    """Chooses one split per region from the region's mean token.
+
+    Logits, noise and softmax are float32 whatever the model's dtype or autocast.
+
+    Source: Song et al., NeurIPS 2021, section 3.1; the initialisation is the reference's.
+
+    Args:
+        dim: C, the tokens' width.
+        splits: Queries per region side, finest first.
+        device: Of the parameters.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        splits: tuple[int, ...] = (4, 2, 1),
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.splits = check_splits(splits)
+        self.gate = nn.Linear(dim, len(self.splits), device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw small weights, and biases that give the finest split a probability of 0.95."""
+        n = len(self.splits)
+        bias = 0.5 * math.log(_FINEST_PROBABILITY * (n - 1) / (1 - _FINEST_PROBABILITY)) if n > 1 else 0.0
+        with torch.no_grad():
+            trunc_normal_(self.gate.weight, std=0.01)
+            self.gate.bias.fill_(-bias)
+            self.gate.bias[0] = bias
+
+    def init_weights(self) -> None:
+        """Initialise again; the name under which timm's weight initialisation looks for it."""
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        """The split set, for ``print(model)``."""
+        return f"splits={self.splits}"
+
+    def draw_noise(self, batch: int, grid: tuple[int, int], device: torch.device) -> Tensor | None:
+        """The noise of one training step.
+
+        Args:
+            batch: B, images.
+            grid: (H, W) of the token grid.
+            device: Where the tokens are.
+
+        Returns:
+            float32 [B, ⌈H/S⌉, ⌈W/S⌉, n] Gumbel noise; zeros under :func:`deterministic_routing`; None in
+            evaluation.
+        """
+        if not self.training:
+            return None
+        shape = (batch, *region_grid(grid, self.splits), len(self.splits))
+        return torch.zeros(shape, device=device) if _deterministic else gumbel_noise(shape, device)
+
+    def logits(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 0) -> Tensor:
+        """Gate logits of every region.
+
+        Args:
+            x: [B, T + H·W, C] tokens, prefix tokens first.
+            grid: (H, W).
+            num_prefix_tokens: T.
+
+        Returns:
+            float32 [B, ⌈H/S⌉, ⌈W/S⌉, n] (float64 for float64 tokens).
+        """
+        means = region_means(torch.unflatten(x[:, num_prefix_tokens:], 1, grid), self.splits[0])
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(means, self.gate.weight.to(means.dtype), self.gate.bias.to(means.dtype))
+
+    def choose(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 0) -> Tensor:
+        """The most probable split of every region, without gradient and in one pass over the tokens.
+
+        Takes what :meth:`logits` takes and returns uint8 [B, ⌈H/S⌉, ⌈W/S⌉].
+        """
+        return route(
+            x,
+            self.gate.weight,
+            self.gate.bias,
+            grid=grid,
+            splits=self.splits,
+            num_prefix_tokens=num_prefix_tokens,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        num_prefix_tokens: int = 0,
+        noise: Tensor | None = None,
+    ) -> Routing:
+        """Route with a gradient: the straight-through argmax of the logits plus `noise`.
+
+        Args:
+            x: [B, T + H·W, C] tokens, prefix tokens first, before the block's first norm.
+            grid: (H, W).
+            num_prefix_tokens: T.
+            noise: float32 [B, ⌈H/S⌉, ⌈W/S⌉, n] added to the logits; None adds nothing and chooses as
+                evaluation without gradients does.
+
+        Returns:
+            The layer's routing; `gate` and `queries` differentiate to the router and to `x`.
+
+        Raises:
+            ValueError: `noise` has another shape.
+        """
+        logits = self.logits(x, grid, num_prefix_tokens)
+        if noise is None:
+            choice = self.choose(x.detach(), grid, num_prefix_tokens)
+        else:
+            if noise.shape != logits.shape:
+                raise ValueError(f"noise: got shape {tuple(noise.shape)}; expected {tuple(logits.shape)}")
+            logits = logits + noise
+            choice = logits.argmax(-1)
+        gate = straight_through(logits, choice)
+        return Routing.from_gate(choice, gate, grid, num_prefix_tokens, self.splits)
