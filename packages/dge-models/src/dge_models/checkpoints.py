@@ -1,0 +1,179 @@
+"""Reading weights: the authors' files, timm's and ours, never running the code in a pickle."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import clean_state_dict
+from torch import Tensor, nn
+
+from dge_models.reference_keys import split_mismatch, to_timm_keys
+
+__all__ = ["load_checkpoint", "read_checkpoint"]
+
+_WEIGHTS = ("model", "state_dict")
+_EMA_WEIGHTS = ("model_ema", "state_dict_ema")
+_HEADS = ("head.", "head_dist.")
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint file to the CPU.
+
+    A ``.safetensors`` file holds tensors alone. Anything else is read by ``torch.load`` with
+    ``weights_only=True``; beside tensors and plain containers it may hold an ``argparse.Namespace``, as the
+    authors' files do, and nothing else, so no code in the file runs.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What the file holds. Bare weights come back as ``{"model": weights}``.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is truncated, not a checkpoint, or holds objects of other types.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"path: no checkpoint file at {path}")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"path: {path} holds a {type(content).__name__}; expected a dict of weights")
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return {"model": content}
+    return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f"path: {path} is truncated or not a safetensors file ({error})") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file fails in whatever way its first wrong byte leads to
+        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused is not None:
+            raise ValueError(
+                f"path: {path} holds a {refused[1]}; expected tensors, plain containers and argparse.Namespace alone "
+                "(nothing else is unpickled, it could run code)"
+            ) from error
+        raise ValueError(f"path: {path} is truncated or not a PyTorch checkpoint") from error
+
+
+def _select(checkpoint: Mapping[str, Any], use_ema: bool, path: Path) -> dict[str, Tensor]:
+    """The weights, under the names that the model without its wrappers has."""
+    names = _EMA_WEIGHTS if use_ema else _WEIGHTS
+    found = next((name for name in names if checkpoint.get(name) is not None), None)
+    weights = checkpoint[found] if found is not None else None
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        kind = "EMA weights" if use_ema else "weights"
+        keys = ", ".join(sorted(map(str, checkpoint))[:8])
+        raise ValueError(f"path: {path} has no {kind} under {' or '.join(names)}; it has {keys}")
+    return clean_state_dict(weights)
+
+
+def load_checkpoint(
+    model: nn.Module, path: str | os.PathLike[str], use_ema: bool = False, *, reset_head: bool = False
+) -> None:
+    """Load weights into a model of this package or of timm.
+
+    Takes the authors' ``.pth`` files as they are, timm's and ours (``.pth`` or ``.safetensors``), with the
+    prefixes that DDP and ``torch.compile`` add. A position embedding of another grid is resized bicubically,
+    prefix tokens kept.
+
+    Args:
+        model: Changed in place, and only if everything fits.
+        path: The file.
+        use_ema: Load the file's averaged weights instead of the plain ones.
+        reset_head: Leave the model's classifier as it is where the file's has another number of classes,
+            to fine-tune. Without it such a file is an error.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It can't be read, has no weights of the wanted kind, or is of another model.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    weights = _select(checkpoint, use_ema, path)
+    origin = getattr(checkpoint.get("args"), "model", None)
+    named = f"{path} (of {origin})" if isinstance(origin, str) else str(path)
+    mismatch = split_mismatch(weights, model)
+    if mismatch is not None:
+        raise ValueError(f"path: {named} doesn't fit: {mismatch}")
+    weights = to_timm_keys(weights)
+    own = model.state_dict()
+    if "pos_embed" in weights and "pos_embed" in own:
+        weights["pos_embed"] = _fit_position_embedding(weights["pos_embed"], own["pos_embed"], model, named)
+    if reset_head:
+        weights = _keep_head(weights, own)
+    _check_fit(weights, own, type(model).__name__, named)
+    model.load_state_dict(weights)
+
+
+def _keep_head(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, with the model's own head where the stored one has another size."""
+    fitting = {k: v for k, v in weights.items() if not k.startswith(_HEADS) or (k in own and v.shape == own[k].shape)}
+    return {**{k: v for k, v in own.items() if k.startswith(_HEADS)}, **fitting}
+
+
+def _differs(stored: Tensor | None, own: Tensor) -> bool:
+    return stored is not None and stored.shape != own.shape
+
+
+def _fit_position_embedding(stored: Tensor, own: Tensor, model: Any, named: str) -> Tensor:
+    if stored.shape == own.shape or stored.ndim != 3 or stored.shape[-1] != own.shape[-1]:
+        return stored
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    tokens = stored.shape[1] - prefix
+    side = math.isqrt(max(tokens, 0))
+    if side < 1 or side * side != tokens:
+        raise ValueError(
+            f"path: {named} has a position embedding of {stored.shape[1]} tokens; expected {own.shape[1]} "
+            f"as in the model, or {prefix} and a square grid to resize"
+        )
+    # Without antialiasing, as the authors fine-tune.
+    resized: Tensor = resample_abs_pos_embed(
+        stored, list(model.patch_embed.grid_size), num_prefix_tokens=prefix, antialias=False
+    )
+    return resized
+
+
+def _check_fit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], model_name: str, named: str) -> None:
+    problems = []
+    for label, keys in (
+        ("missing", own.keys() - weights.keys()),
+        ("unexpected", weights.keys() - own.keys()),
+    ):
+        if keys:
+            shown = sorted(keys)
+            more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
+            problems.append(f"{label} {', '.join(shown[:3])}{more}")
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if _differs(weights.get(key), own[key])
+    ]
+    if shapes:
+        head = all(shape.startswith(_HEADS) for shape in shapes)
+        hint = " (reset_head=True keeps the model's own head)" if head and not problems else ""
+        more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+        problems.append("; ".join(shapes[:3]) + more + hint)
+    if problems:
+        raise ValueError(f"path: {named} doesn't fit {model_name}: {'; '.join(problems)}")
