@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from timm.layers import Attention, AttentionRope, LayerNorm
+from torch import nn
+
+from dge_models.attention import attend, refuse_unsupported
+from dge_models.encoder import _full_attention
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"qkv_bias": True},
+        {"qk_norm": True, "norm_layer": LayerNorm},
+        {"scale_norm": True, "norm_layer": LayerNorm},
+    ],
+)
+def test_attending_to_oneself_is_timms_attention(options: dict[str, object]) -> None:
+    attn = Attention(24, num_heads=3, **options).eval()
+    x = torch.randn(2, 7, 24)
+    out = attend(attn, x, x, partial(_full_attention, scale=attn.scale))
+    torch.testing.assert_close(out, attn(x))
+
+
+def test_the_output_gate_of_newer_timm_is_honoured() -> None:
+    if "gated" not in Attention.__init__.__annotations__:
+        pytest.skip("this timm has no gated attention")
+    attn = Attention(24, num_heads=3, gated=True)
+    x = torch.randn(2, 7, 24)
+    torch.testing.assert_close(attend(attn, x, x, partial(_full_attention, scale=attn.scale)), attn(x))
+
+
+def _with(**parts: nn.Module) -> Attention:
+    attn = Attention(8, num_heads=2)
+    for name, part in parts.items():
+        setattr(attn, name, part)
+    return attn
+
+
+@pytest.mark.parametrize(
+    ("attn", "reason"),
+    [
+        (AttentionRope(8, num_heads=2), "got AttentionRope"),
+        (Attention(8, num_heads=2, attn_drop=0.1), "dropout is 0.1"),
+        (_with(rotary=nn.Linear(2, 2)), r"unknown parts \['rotary'\]"),
+        (_with(qkv=nn.Sequential(nn.Linear(8, 24))), "attn.qkv: got Sequential"),
+    ],
+)
+def test_other_attention_is_refused_with_the_reason(attn: nn.Module, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        refuse_unsupported(attn, "blocks.0.attn")

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from golden import Golden, Trap, reference_weights
+from small_models import SMALL, Build
+
+from dge_models import from_timm, load_checkpoint, read_checkpoint
+
+SPLIT = "blocks.0.dge.splits"
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_own_weights_round_trip(small: Build, tmp_path: Path, suffix: str) -> None:
+    source, target = small(), timm.create_model("deit_dge_s124_tiny_patch16_256", **SMALL)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(source.state_dict(), path)
+    else:
+        safetensors.torch.save_file(source.state_dict(), path)
+    load_checkpoint(target, path)
+    assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_prefixes_and_averaged_weights(golden_dge: Golden, tmp_path: Path, prefix: str) -> None:
+    averaged = {f"{prefix}{key}": value * 2 for key, value in golden_dge.weights.items() if "splits" not in key}
+    path = golden_dge.save(tmp_path / "reference.pth", model_ema=averaged)
+    model = timm.create_model(golden_dge.model)
+    load_checkpoint(model, path)
+    assert torch.equal(model.norm.weight, golden_dge.weights["norm.weight"])
+    load_checkpoint(model, path, use_ema=True)
+    assert torch.equal(model.norm.weight, golden_dge.weights["norm.weight"] * 2)
+
+
+def test_reading_keeps_everything_in_the_file(golden_dge: Golden, tmp_path: Path) -> None:
+    content = read_checkpoint(golden_dge.save(tmp_path / "reference.pth"))
+    assert content["epoch"] == 299
+    assert isinstance(content["args"], argparse.Namespace)
+    assert content["args"].model == golden_dge.model
+    assert content["model"].keys() == golden_dge.weights.keys()
+
+
+def test_code_in_a_pickle_never_runs(small: Build, tmp_path: Path) -> None:
+    path, created = tmp_path / "trap.pth", tmp_path / "created"
+    torch.save({"model": small().state_dict(), "args": Trap(created)}, path)
+    with pytest.raises(ValueError, match=r"holds a posix\.mkdir; expected tensors"):
+        load_checkpoint(small(), path)
+    assert not created.exists()
+
+
+def test_position_embedding_is_resized_with_its_prefix_kept(small: Build, tmp_path: Path) -> None:
+    source, target = small(img_size=32), small(img_size=(24, 40))
+    torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+    load_checkpoint(target, tmp_path / "weights.pth")
+    grid = source.pos_embed[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(grid, (6, 10), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(target.pos_embed[:, 1:], resized.flatten(2).transpose(1, 2))
+    assert torch.equal(target.pos_embed[:, :1], source.pos_embed[:, :1])
+
+
+def test_a_converted_model_takes_the_authors_weights(golden_dge: Golden, tmp_path: Path) -> None:
+    converted = from_timm(timm.create_model("deit_tiny_patch16_224", img_size=256)).eval()
+    converted.load_state_dict(golden_dge.weights)
+    with torch.no_grad():
+        logits = converted(golden_dge.images[:1])
+    torch.testing.assert_close(logits, golden_dge.tensor("logits")[:1], atol=5e-5, rtol=0)
+
+
+def test_another_head_is_an_error_unless_it_is_to_be_reset(small: Build, tmp_path: Path) -> None:
+    source, target = small(num_classes=9), small()
+    torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+    head = target.head.weight.clone()
+    with pytest.raises(ValueError, match=r"head.weight is \(9, 32\), expected \(7, 32\).*reset_head=True"):
+        load_checkpoint(target, tmp_path / "weights.pth")
+    load_checkpoint(target, tmp_path / "weights.pth", reset_head=True)
+    assert torch.equal(target.head.weight, head)
+    assert torch.equal(target.norm.weight, source.norm.weight)
+    target.reset_classifier(0)
+    load_checkpoint(target, tmp_path / "weights.pth", reset_head=True)
+
+
+def test_a_checkpoint_of_another_model_is_one_error_and_changes_nothing(small: Build, tmp_path: Path) -> None:
+    model = small()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    pvt = reference_weights("pvt_dge_s124_tiny_256", 3)
+    path = tmp_path / "pvt.pth"
+    torch.save({"model": pvt, "args": argparse.Namespace(model="pvt_dge_s124_tiny_256")}, path)
+    reason = r"pvt\.pth \(of pvt_dge_s124_tiny_256\) doesn't fit DGEVisionTransformer: missing .* and \d+ more; unex"
+    with pytest.raises(ValueError, match=reason):
+        load_checkpoint(model, path)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_other_splits_are_an_error(golden_dge: Golden, tmp_path: Path) -> None:
+    path = golden_dge.save(tmp_path / "reference.pth")
+    model = timm.create_model(golden_dge.model, splits=(4, 1))
+    with pytest.raises(ValueError, match=r"splits are \(4, 2, 1\); expected the model's, \(4, 1\)"):
+        load_checkpoint(model, path)
+
+
+def test_an_unsquare_position_embedding_is_an_error(small: Build, tmp_path: Path) -> None:
+    torch.save({"model": small(img_size=(24, 40)).state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="position embedding of 61 tokens; expected 65"):
+        load_checkpoint(small(), tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.99])
+def test_truncated_files_are_one_error(small: Build, tmp_path: Path, suffix: str, keep: float) -> None:
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"model": small().state_dict()}, path)
+    else:
+        safetensors.torch.save_file(small().state_dict(), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    with pytest.raises(ValueError, match=f"weights{suffix} is truncated or not a"):
+        load_checkpoint(small(), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "use_ema", "reason"),
+    [
+        ([torch.zeros(1)], False, "holds a list; expected a dict of weights"),
+        ({}, False, "holds a dict; expected a dict of weights"),
+        (
+            {"epoch": 3, "optimizer": {}},
+            False,
+            "has no weights under model or state_dict; it has epoch, optimizer",
+        ),
+        ({"model": {"a": 3}}, False, "has no weights under model"),
+        ({"model": {"a": torch.zeros(1)}}, True, "has no EMA weights under model_ema or state_dict_ema"),
+    ],
+)
+def test_files_without_weights_are_an_error(
+    small: Build, tmp_path: Path, content: Any, use_ema: bool, reason: str
+) -> None:
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=reason):
+        load_checkpoint(small(), tmp_path / "file.pth", use_ema)
+
+
+def test_a_missing_file_is_an_error(small: Build, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*nothing\.pth"):
+        load_checkpoint(small(), tmp_path / "nothing.pth")

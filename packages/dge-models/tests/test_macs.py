@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+from small_models import Build, scatter_routing
+from timm.layers import set_fused_attn
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dge_kernels.reference
+from dge_models import count_macs, encoder, from_timm, trace
+from dge_models.macs import model_macs
+
+TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
+
+
+def test_formula_written_out(small: Build) -> None:
+    """One routed layer of width C, N tokens, Q queries, h heads, 4 regions."""
+    model = small(depth=1)
+    images = torch.randn(5, 3, 32, 32)
+    count = count_macs(model, images)
+    c, n, h, q = 32, 65, 2, trace(model, images).queries[0].double()
+    norms = n * c + q * c
+    projections = q * c**2 + 2 * n * c**2 + q * c**2
+    attention = 2 * q * n * c + 3 * q * n * h
+    mlp = 8 * q * c**2 + 4 * q * c
+    router = 4 * c * (1 + 3)
+    layer = norms + projections + attention + mlp + router
+    torch.testing.assert_close(count.layers[0], layer, rtol=1e-12, atol=0)
+    outside = 64 * (3 * 4 * 4) * c + 7 * c
+    torch.testing.assert_close(count.total, layer + outside, rtol=1e-12, atol=0)
+    assert count.layers.dtype == count.total.dtype == torch.float64
+
+
+def test_static_is_every_region_at_its_finest(small: Build) -> None:
+    model, images = small(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.router.gate.weight.zero_()
+            block.router.gate.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
+    count = count_macs(model, images)
+    assert torch.equal(count.layers, count.static_layers.unsqueeze(1).expand(-1, 2))
+    assert count.total.tolist() == [count.static_total] * 2
+
+
+def test_unrouted_layers_cost_the_same_for_every_image(small: Build) -> None:
+    count = count_macs(small(layers=[0]), torch.randn(3, 3, 32, 32))
+    assert (count.layers[0] < count.static_layers[0]).any()
+    assert torch.equal(count.layers[1:], count.static_layers[1:].unsqueeze(1).expand(-1, 3))
+
+
+def test_training_mode_is_restored(small: Build) -> None:
+    model = small().train()
+    first, second = (count_macs(model, torch.ones(2, 3, 32, 32)) for _ in range(2))
+    assert torch.equal(first.total, second.total)
+    assert model.training
+
+
+def _counted_by_formula(model: nn.Module, queries: list[int], tokens: int, pooled: int = 0) -> int:
+    """Twice the MACs of matmuls, attention products and convolutions, from module shapes alone."""
+    macs = pooled
+    for block, count in zip(model.blocks, queries, strict=True):
+        width = block.attn.qkv.in_features
+        mlp = sum(m.in_features * m.out_features for m in block.mlp.modules() if isinstance(m, nn.Linear))
+        macs += 2 * tokens * width**2 + count * (2 * width**2 + 2 * tokens * width + mlp)
+    grid = model.patch_embed.grid_size
+    macs += grid[0] * grid[1] * model.patch_embed.proj.weight.numel()
+    return 2 * macs
+
+
+def _flops(model: nn.Module, images: torch.Tensor) -> int:
+    model.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return counter.get_total_flops()
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deit": ("deit_tiny_patch16_224", {"img_size": 96}),
+    "distilled": ("deit_tiny_distilled_patch16_224", {"img_size": 96}),
+    "swiglu": ("vit_giant_patch14_dinov2", {"img_size": 84}),
+    "map_pool": ("vit_base_patch16_siglip_224", {"img_size": 96}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_dense_counts_agree_with_torchs_counter(case: str) -> None:
+    """What torch leaves out (norms, softmax, activations) is small here and is subtracted by formula."""
+    name, kwargs = CASES[case]
+    set_fused_attn(False)  # torch does not count the CPU's fused attention
+    try:
+        model = timm.create_model(name, **{**TINY, **kwargs}).eval()
+    finally:
+        set_fused_attn(True)
+    images = torch.randn(1, 3, kwargs["img_size"], kwargs["img_size"])
+    grid = model.patch_embed.grid_size
+    tokens = model.num_prefix_tokens + grid[0] * grid[1]
+    macs = model_macs(model, grid)
+    hidden = model.blocks[0].mlp.fc1.out_features
+    uncounted = sum(2 * tokens * 48 + tokens * (3 * tokens * 3 + hidden) for _ in macs.layers)
+    counted = macs.static - uncounted
+    assert counted * 2 == pytest.approx(_flops(model, images), rel=0.01)
+    assert count_macs(model, images).total.tolist() == [macs.static]
+
+
+def test_dynamic_counts_agree_with_torchs_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attention in plain PyTorch, so that torch's counter sees its products."""
+    monkeypatch.setattr(encoder, "ragged_attention", dge_kernels.reference.ragged_attention)
+    model = timm.create_model("deit_dge_s124_tiny_patch16_256", img_size=112, drop_path_rate=0.1, **TINY).eval()
+    scatter_routing(model)
+    images = torch.randn(1, 3, 112, 112)
+    result = trace(model, images)
+    queries = result.queries[:, 0].tolist()
+    tokens = 1 + 49
+    assert len(set(queries)) > 1
+    assert queries != [tokens] * 2
+    uncounted = sum(48 * (tokens + q) + q * (3 * tokens * 3 + 4 * 48) + 4 * 48 * 4 for q in queries)
+    assert (result.macs[0].item() - uncounted) * 2 == pytest.approx(_flops(model, images), rel=0.01)
+    by_formula = _counted_by_formula(model, queries, tokens, pooled=48 * 5)
+    assert by_formula == pytest.approx(_flops(model, images), rel=1e-6)
+
+
+def test_a_converted_model_adds_its_routers_alone() -> None:
+    model = timm.create_model("deit_tiny_patch16_224", img_size=64, **TINY)
+    images = torch.randn(2, 3, 64, 64)
+    routers = 2 * 1 * 48 * (1 + 3)
+    assert count_macs(from_timm(model), images).static_total == count_macs(model, images).static_total + routers
+
+
+def test_models_of_unknown_cost_are_refused() -> None:
+    with pytest.raises(ValueError, match="model: got Linear; expected a vision transformer"):
+        count_macs(nn.Linear(2, 2), torch.randn(1, 3, 8, 8))
+    hybrid = timm.create_model("vit_tiny_r_s16_p8_224", **TINY)
+    with pytest.raises(ValueError, match="embeds with HybridEmbed"):
+        count_macs(hybrid, torch.randn(1, 3, 224, 224))

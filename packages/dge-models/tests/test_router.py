@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dge_models.router import Router, deterministic_routing, gumbel_noise, region_means
+
+
+def _slow_means(x: torch.Tensor, size: int) -> torch.Tensor:
+    rows = [
+        torch.stack([x[:, y : y + size, c : c + size].mean((1, 2)) for c in range(0, x.shape[2], size)], 1)
+        for y in range(0, x.shape[1], size)
+    ]
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("grid", [(8, 8), (7, 7), (5, 9), (1, 1), (2, 3)])
+def test_region_means_are_over_the_tokens_that_exist(grid: tuple[int, int]) -> None:
+    x = torch.randn(2, *grid, 5, dtype=torch.float64)
+    torch.testing.assert_close(region_means(x, 4), _slow_means(x, 4))
+
+
+def test_region_means_of_half_types_are_accumulated_in_float32() -> None:
+    x = (torch.randn(1, 8, 8, 6) + 100).bfloat16()
+    means = region_means(x, 4)
+    assert means.dtype == torch.float32
+    torch.testing.assert_close(means, _slow_means(x.float(), 4))
+
+
+def test_finest_split_starts_at_95_percent() -> None:
+    router = Router(64, (4, 2, 1))
+    assert router.gate.weight.std().item() == pytest.approx(0.01, rel=0.2)
+    torch.testing.assert_close(router.gate.bias.softmax(0), torch.tensor([0.95, 0.025, 0.025]))
+
+
+def test_a_single_split_starts_without_bias() -> None:
+    assert torch.equal(Router(8, (4,)).gate.bias, torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_choice_without_gradient_is_the_argmax_of_the_logits(dtype: torch.dtype) -> None:
+    router = Router(16).to(dtype).eval()
+    torch.nn.init.normal_(router.gate.weight)
+    x = torch.randn(3, 2 + 5 * 9, 16).to(dtype)
+    logits = router.logits(x, (5, 9), 2)
+    assert logits.dtype == torch.float32
+    assert torch.equal(router.choose(x, (5, 9), 2).long(), logits.argmax(-1))
+    assert torch.equal(router(x, (5, 9), 2).choice.long(), logits.argmax(-1))
+
+
+def test_logits_stay_float32_under_autocast() -> None:
+    router = Router(16)
+    x = torch.randn(2, 64, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = router.logits(x, (8, 8))
+        routing = router(x, (8, 8), noise=router.draw_noise(2, (8, 8), x.device))
+    assert torch.equal(logits, router.logits(x, (8, 8)))
+    assert routing.gate.dtype == routing.queries.dtype == torch.float32
+
+
+def test_noise_is_that_of_torch_for_the_same_seed() -> None:
+    logits = torch.randn(2, 2, 2, 3)
+    torch.manual_seed(5)
+    expected = torch.nn.functional.gumbel_softmax(logits, hard=True)
+    torch.manual_seed(5)
+    noise = gumbel_noise((2, 2, 2, 3), torch.device("cpu"))
+    assert torch.equal((logits + noise).argmax(-1), expected.argmax(-1))
+
+
+def test_noise_is_drawn_in_training_alone() -> None:
+    router = Router(8)
+    device = torch.device("cpu")
+    first, second = (router.draw_noise(3, (5, 8), device) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.shape == (3, 2, 2, 3)
+    assert not torch.equal(first, second)
+    assert router.eval().draw_noise(3, (5, 8), device) is None
+
+
+def test_deterministic_routing_is_noise_of_zeros_and_ends_with_its_block() -> None:
+    router, device = Router(8), torch.device("cpu")
+
+    def drawn() -> torch.Tensor:
+        noise = router.draw_noise(1, (4, 4), device)
+        assert noise is not None
+        return noise
+
+    with deterministic_routing():
+        with deterministic_routing():
+            assert not drawn().any()
+        assert not drawn().any()
+    assert drawn().any()
+
+
+def test_given_noise_decides() -> None:
+    router = Router(8)
+    noise = torch.zeros(1, 2, 2, 3)
+    noise[..., 2] = 100
+    assert torch.equal(
+        router(torch.randn(1, 64, 8), (8, 8), noise=noise).choice, torch.full((1, 2, 2), 2, dtype=torch.uint8)
+    )
+
+
+def test_noise_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"noise: got shape \(1, 3, 2, 3\); expected \(1, 2, 2, 3\)"):
+        Router(8)(torch.randn(1, 64, 8), (8, 8), noise=torch.zeros(1, 3, 2, 3))
+
+
+def test_queries_carry_a_gradient_to_the_router() -> None:
+    router = Router(8)
+    routing = router(torch.randn(2, 1 + 64, 8), (8, 8), 1)
+    routing.queries.sum().backward()
+    assert router.gate.weight.grad is not None
+    assert router.gate.weight.grad.abs().sum() > 0

@@ -1,0 +1,53 @@
+"""PyTorch's distributed wrappers take the models as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from small_models import Build
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from dge_models import BudgetLoss, deterministic_routing, set_training_mode
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed package")
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_ddp_hands_out_routings_and_finds_every_parameter_used(small: Build, mode: str) -> None:
+    model = small(training_mode=mode).train()
+    wrapped = DistributedDataParallel(model)
+    for _ in range(2):
+        logits, routings = wrapped(torch.randn(2, 3, 32, 32), return_routing=True)
+        (logits.square().mean() + BudgetLoss()(model, routings)).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_fsdp2_shards_block_by_block(small: Build, mode: str) -> None:
+    model, images = small().train(), torch.randn(2, 3, 32, 32)
+    set_training_mode(model, mode)
+    with deterministic_routing():
+        expected = model(images)
+    mesh = init_device_mesh("cpu", (1,))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with deterministic_routing():
+        logits, routings = model.forward_routed(images)
+    torch.testing.assert_close(logits, expected)
+    (logits.square().mean() + routings[0].queries.mean()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        assert model.eval()(images).shape == logits.shape
