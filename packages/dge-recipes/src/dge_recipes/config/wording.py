@@ -1,0 +1,84 @@
+"""One line for what is wrong with a configuration, and the list of keys that exist."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, PydanticUndefined
+
+from dge_recipes.config.schema import Config, DigitsData, ImageFolderData
+
+__all__ = ["describe", "list_keys"]
+
+_DATA_SETS = {"digits": DigitsData, "imagefolder": ImageFolderData}
+
+
+def describe(error: ValidationError) -> str:
+    """All faults of a configuration in one line, each with its dotted key."""
+    faults: list[str] = []
+    for fault in error.errors(include_url=False):
+        for text in _fault(fault):
+            if text not in faults:
+                faults.append(text)
+    return "; ".join(faults)
+
+
+def list_keys() -> list[tuple[str, str, str]]:
+    """Every key that exists: (dotted key, default or ``required``, what it means)."""
+    return [(key, _default(field), field.description or "") for key, field in _fields()]
+
+
+def _fault(fault: ErrorDetails) -> list[str]:
+    key, value, kind = _dotted(fault["loc"]), fault["input"], fault["type"]
+    if kind == "extra_forbidden":
+        return [_unknown(leaf) for leaf in _leaves(key, value)]
+    if kind == "missing":
+        return [f"missing key: {key!r}"]
+    if kind in {"union_tag_invalid", "union_tag_not_found"}:
+        got = value.get("name") if isinstance(value, dict) else value
+        return [f"wrong value for '{key}.name': got {got!r}, expected one of {', '.join(_DATA_SETS)}"]
+    expected = fault["msg"].replace("Input should be", "expected").replace("valid dictionary or instance of", "section")
+    return [f"wrong value for {key!r}: got {value!r} ({type(value).__name__}), {expected}"]
+
+
+def _unknown(key: str) -> str:
+    known = [name for name, _ in _fields()]
+    close = get_close_matches(key, known, n=1, cutoff=0.6)
+    return f"unknown key: {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(f"{key}.{name}", inner)
+    else:
+        yield key
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """Pydantic's location without the data set's name that it puts between ``data`` and the key."""
+    parts = list(location)
+    if parts[:1] == ["data"] and len(parts) > 1 and parts[1] in _DATA_SETS:
+        del parts[1]
+    return ".".join(str(part) for part in parts)
+
+
+def _fields() -> Iterator[tuple[str, FieldInfo]]:
+    for section, outer in Config.model_fields.items():
+        models = get_args(outer.annotation) or (outer.annotation,)
+        seen: set[str] = set()
+        for model in models:
+            if isinstance(model, type) and issubclass(model, BaseModel):
+                for name, field in model.model_fields.items():
+                    if name not in seen:
+                        seen.add(name)
+                        yield f"{section}.{name}", field
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    default = field.get_default(call_default_factory=True)
+    return "null" if default is None or default is PydanticUndefined else str(default)
