@@ -1,0 +1,111 @@
+"""A folder that is either there, whole, or not there: written aside, checksummed, then renamed."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from dge_recipes.errors import UserError
+
+__all__ = ["MANIFEST", "damage", "write_folder", "write_text"]
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+
+
+def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
+    """Write a folder so that no reader and no crash ever sees half of it.
+
+    Args:
+        destination: its path; a folder already there is replaced.
+        fill: writes the files into the (other) folder it is given.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; what was there before is untouched.
+    """
+    aside = destination.with_name(f".writing-{destination.name}")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        fill(aside)
+        _write_manifest(aside)
+        _sync(aside)
+        remove_folder(destination)
+        aside.rename(destination)
+        _sync(destination.parent)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else str(error)
+        raise UserError(f"cannot write {destination}: {reason}; what was saved before is intact") from error
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder so that a crash half-way leaves nothing under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f".deleting-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that :func:`write_folder` wrote, or None if every byte is as written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, dict[str, object]] = manifest["files"]
+        if manifest["format"] != _FORMAT:
+            return f"its format is {manifest['format']!r}, this version reads {_FORMAT}"
+        for name, expected in files.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
+            if _digest(path) != expected["sha256"]:
+                return f"{name} does not match its checksum"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    aside = path.with_name(f".writing-{path.name}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        _sync(aside)
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _sync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+    text = json.dumps({"format": _FORMAT, "files": files}, indent=1)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    _sync(folder / MANIFEST)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system put a file, or a folder's entries, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
