@@ -1,0 +1,83 @@
+"""Starting, agreeing in and ending the processes of a run."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
+
+from dge_recipes.config.schema import Config
+from dge_recipes.errors import UserError
+
+__all__ = ["end_processes", "on_main_process", "start_processes"]
+
+T = TypeVar("T")
+
+
+def start_processes(config: Config) -> Accelerator:
+    """Accelerate's view of the processes that were launched.
+
+    Precision, devices and sharding are the launcher's choice (``accelerate launch``). Without an accelerator
+    on the machine the processes meet over gloo, whoever launched them.
+
+    Raises:
+        UserError: more processes were launched than take part.
+    """
+    cpu = config.train.device == "cpu" or not torch.accelerator.is_available()
+    folder = config.output.dir
+    _check_trackers(config.output.trackers)
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            gradient_accumulation_steps=config.train.accumulation_steps,
+            log_with=list(config.output.trackers) or None,
+            project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tensorboard"),
+        )
+    except ValueError as error:
+        raise UserError(f"the processes cannot start: {error}") from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise UserError(
+            f"{launched} processes were launched but {accelerator.num_processes} take part; see the README on launchers"
+        )
+    return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Accelerate would leave out a tracker whose package is missing."""
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in available:
+            raise UserError(
+                f"output.trackers: {name!r} is no tracker whose package is installed; there are {', '.join(available)}"
+            )
+
+
+def on_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something in the main process; every process returns its result, or raises its error.
+
+    Without this an error in one process would leave the others waiting.
+
+    Raises:
+        UserError: the action raised one.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    result: T = outcome[0]
+    return result
+
+
+def end_processes() -> None:
+    """End the process group, if there is one: a group left open aborts at exit now and then."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

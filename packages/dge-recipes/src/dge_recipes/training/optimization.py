@@ -1,0 +1,81 @@
+"""Optimiser and learning-rate schedule, both timm's."""
+
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # not in an __all__
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from torch import nn
+
+from dge_recipes.config.schema import OptimConfig, ScheduleConfig
+from dge_recipes.errors import UserError
+
+__all__ = ["build_optimizer", "build_schedule", "scaled_rate"]
+
+
+def build_optimizer(config: OptimConfig, model: nn.Module, global_batch: int) -> torch.optim.Optimizer:
+    """The optimiser over a model's parameters; biases, norms and what the model names get no weight decay.
+
+    Args:
+        config: the ``optim`` section.
+        model: on the device it will train on.
+        global_batch: images per optimiser step, by which the learning rate is scaled.
+
+    Raises:
+        UserError: timm knows no such optimiser, or it takes no such argument.
+    """
+    options: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=scaled_rate(config, global_batch),
+            weight_decay=config.weight_decay,
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"optim.name={config.name} with {options or 'its defaults'}: {error}") from error
+    for name, value in options.items():
+        if any(group.get(name) != value for group in optimizer.param_groups):  # timm drops what it cannot use
+            raise UserError(f"optim.{name} is no option of optim.name={config.name}; leave it null")
+    return optimizer
+
+
+def build_schedule(
+    config: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int, epochs: int
+) -> CosineLRScheduler:
+    """Linear warm-up, then one cosine that counts from the start, per optimiser step.
+
+    The rate is a function of the number of steps done: call ``step_update(steps_done)`` after each.
+
+    Args:
+        config: the ``schedule`` section.
+        optimizer: whose rate is set; the rate it has now is the cosine's top.
+        steps_per_epoch: optimiser steps in one epoch.
+        epochs: epochs of the run.
+
+    Raises:
+        UserError: the warm-up takes the whole run, or a rate exceeds the peak.
+    """
+    if config.warmup_epochs >= epochs:
+        raise UserError(
+            f"schedule.warmup_epochs={config.warmup_epochs} leaves nothing of train.epochs={epochs}; expected fewer"
+        )
+    peak = optimizer.param_groups[0]["lr"]
+    for key, rate in (("warmup_lr", config.warmup_lr), ("min_lr", config.min_lr)):
+        if rate > peak:
+            raise UserError(f"schedule.{key}={rate:g} is above the peak learning rate, {peak:g}; expected less")
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps_per_epoch * epochs,
+        lr_min=config.min_lr,
+        warmup_t=round(config.warmup_epochs * steps_per_epoch),
+        warmup_lr_init=config.warmup_lr,
+        t_in_epochs=False,
+    )
+
+
+def scaled_rate(config: OptimConfig, global_batch: int) -> float:
+    """The peak learning rate for a global batch: linear in it where ``optim.lr_batch`` is set."""
+    return config.lr if config.lr_batch is None else config.lr * global_batch / config.lr_batch

@@ -1,0 +1,43 @@
+"""The last word of a run: ``summary.json`` and a row like the published table's."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dge_recipes.checkpoints.folder import write_text
+from dge_recipes.evaluation import Row, machine_facts, markdown_table, measure_speed
+from dge_recipes.processes import on_main_process
+from dge_recipes.training.run_folder import SUMMARY_FILE
+from dge_recipes.training.setup import Run
+
+__all__ = ["write_summary"]
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Time the trained model, write ``summary.json`` and print the table's row. Every process calls it."""
+    config, accelerator, evaluation = run.config, run.accelerator, run.evaluations["eval"]
+    summary: dict[str, Any] = {
+        "model": config.model.name,
+        "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        **evaluation.as_dict(),
+        "images_per_second": measure_speed(
+            run.model,
+            run.held_out.loader.dataset,
+            config.eval.batch_size,
+            config.eval.timing_rounds,
+            accelerator,
+        ),
+        "best_acc1": run.progress.best_score,
+        "epochs": config.train.epochs,
+        "steps": run.progress.step,
+        "seconds": round(run.progress.seconds, 3),
+        "seed": config.train.seed,
+        **machine_facts(accelerator),
+    }
+    if "ema" in run.evaluations:
+        summary["ema"] = run.evaluations["ema"].as_dict()
+    path = Path(config.output.dir) / SUMMARY_FILE
+    on_main_process(accelerator, lambda: write_text(path, json.dumps(summary, indent=2) + "\n"))
+    row = Row(config.model.name, evaluation.acc1, evaluation.acc5, evaluation.macs, summary["images_per_second"])
+    accelerator.print(markdown_table([row]))
+    return summary
