@@ -1,0 +1,92 @@
+"""Accuracy and mean MACs over held-out images, each image counted once on any number of processes."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dge_models
+from dge_recipes.models import is_routed
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        images: images evaluated.
+        acc1, acc5: top-1 and top-5 accuracy, in percent.
+        loss: mean cross-entropy, in nats.
+        macs: mean multiply-accumulates per image of the whole model.
+        mac_ratio: the same over those of the model with every query computed; 1 without routers.
+    """
+
+    images: int
+    acc1: float
+    acc5: float
+    loss: float
+    macs: float
+    mac_ratio: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+def evaluate(model: nn.Module, loader: Iterable[Any], accelerator: Accelerator, num_images: int) -> Evaluation:
+    """Evaluate a model, each process its share of the images.
+
+    Args:
+        model: the network without wrappers, on the accelerator's device; its mode is restored.
+        loader: prepared by the accelerator; yields (images [B, C, H, W], labels int64 [B]).
+        accelerator: of this run.
+        num_images: images in the data set.
+
+    Returns:
+        The same numbers in every process, whatever their number.
+
+    Raises:
+        RuntimeError: the number of images counted is not `num_images`.
+    """
+    was_training = model.training
+    model.eval()
+    totals = torch.zeros(5, dtype=torch.float64)
+    static = 0.0
+    with torch.no_grad():
+        for images, labels in loader:
+            with accelerator.autocast():
+                logits, macs, static = _classify(model, images)
+            scores = torch.stack([*_scores(logits.float(), labels), macs.float().to(logits.device)], dim=1)
+            # The padding that makes the last batches equal is dropped here.
+            scores = accelerator.gather_for_metrics(scores).double().cpu()
+            totals[0] += len(scores)
+            totals[1:] += scores.sum(0)
+    model.train(was_training)
+    count, top1, top5, loss, macs_total = totals.tolist()
+    if count != num_images:
+        raise RuntimeError(f"evaluated {count:.0f} images, but the data set has {num_images}")
+    macs_mean = macs_total / count
+    return Evaluation(num_images, 100 * top1 / count, 100 * top5 / count, loss / count, macs_mean, macs_mean / static)
+
+
+def _classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Logits [B, classes], MACs of each image float64 [B], and the MACs of an image with every query."""
+    if is_routed(model):
+        routed = dge_models.trace(model, images)
+        return routed.logits, routed.macs, routed.static_macs
+    count = dge_models.count_macs(model, images)
+    return model(images), count.total, count.static_total
+
+
+def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per image: 1 where right at the first guess, 1 where among five, cross-entropy."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = best == labels.unsqueeze(1)
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    return hits[:, 0].float(), hits.any(1).float(), loss
