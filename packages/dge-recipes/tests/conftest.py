@@ -1,0 +1,81 @@
+"""What the tests share: small settings, a clean Accelerate, and commands in processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from dge_recipes.config import Config, load_config
+
+torch.set_num_threads(1)
+
+# 8 x 8 tokens, one block: a training step takes milliseconds.
+SMALL = (
+    "data.image_size=32",
+    "data.digit_size=20",
+    "model.kwargs.img_size=32",
+    "model.kwargs.embed_dim=16",
+    "model.kwargs.num_heads=2",
+    "model.kwargs.depth=1",
+    "train.epochs=2",
+    "train.batch_size=240",
+    "train.log_every=2",
+    "train.eval_every=1",
+    "checkpoint.every_epochs=1",
+    "eval.batch_size=100",
+    "eval.timing_rounds=0",
+)
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def small() -> Sequence[str]:
+    """Overrides that make the digits recipes small."""
+    return SMALL
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> Callable[..., Config]:
+    """Build a small config of a shipped recipe, its output below the test's folder."""
+
+    def build(*overrides: str, name: str = "digits", output: str = "run") -> Config:
+        return load_config(name, [*SMALL, f"output.dir={tmp_path / output}", *overrides])
+
+    return build
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state in singletons; a test must not see an earlier one's."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
+    """Run ``python ARGUMENTS`` in a process of its own, on one thread, and return what it said."""
+    cache = tmp_path_factory.mktemp("bytecode")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    # Warm bytecode saves seconds per process; it must not land in the source tree.
+    env |= {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(cache)}
+
+    def run(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=env,
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
