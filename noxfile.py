@@ -20,6 +20,7 @@ nox.options.sessions = ["lint", "typing", "cpp", "kernels", "models", "recipes",
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
+_SOURCES = {".py", ".typed", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"}
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy")
 
 
@@ -31,11 +32,11 @@ def install(session: nox.Session, *requirements: str) -> None:
 def kernels_wheel(session: nox.Session) -> str:
     """The dge-kernels wheel of these sources, built once and shared by the sessions."""
     package = PACKAGES / "dge-kernels"
+    files = [package / name for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "VERSION")]
+    files += [p for f in ("cmake", "csrc", "src") for p in sorted((package / f).rglob("*")) if p.suffix in _SOURCES]
     digest = hashlib.sha256(f"{sys.version_info[:2]} {shutil.which('nvcc')} {os.environ.get('DGE_CUDA')}".encode())
-    kept = {".py", ".toml", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh", ".md", ".typed"}
-    for path in [CONSTRAINTS, ROOT / "VERSION", *sorted(package.glob("**/*"))]:
-        if path.is_file() and (path.suffix in kept or path.name == "VERSION") and "build" not in path.parts:
-            digest.update(path.name.encode() + path.read_bytes())
+    for path in [CONSTRAINTS, *files]:
+        digest.update(path.name.encode() + path.read_bytes())
     folder = ROOT / "build" / "wheels" / digest.hexdigest()[:16]
     if not list(folder.glob("*.whl")):
         session.log("building dge-kernels; a few minutes with nvcc, half a minute without")
@@ -55,10 +56,11 @@ def without(session: nox.Session, *modules: str) -> None:
     session.run("python", "-c", code, *modules)
 
 
-def pytest(session: nox.Session, package: str, *options: str) -> None:
+def pytest(session: nox.Session, package: str) -> None:
     """Run a package's tests against what is installed, not against its sources."""
     folder = PACKAGES / package
-    session.run("pytest", "-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), *options, *session.posargs)
+    where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), str(folder / "tests")]
+    session.run("pytest", *where, *session.posargs)
 
 
 @nox.session
