@@ -12,7 +12,7 @@ from torch import nn
 from dge_models import Router, trace
 from dge_recipes.config import Config
 from dge_recipes.errors import UserError
-from dge_recipes.models import build_model, is_routed, load_weights
+from dge_recipes.models import build_model, display_name, is_routed, load_weights
 
 SHAPE = (1, 32, 32)
 
@@ -47,6 +47,7 @@ def test_conversion_starts_as_the_same_function(small_config: Callable[..., Conf
     model = _build(small_config(f"model.init_from={weights}", name="digits_converted"), seed=1).eval()
     images = torch.randn(3, *SHAPE)
     assert is_routed(model)
+    assert display_name(small_config(name="digits_converted").model) == "deit_tiny_patch16_224 + DGE"
     assert any(isinstance(module, Router) for module in model.modules())
     torch.testing.assert_close(model(images), dense(images), rtol=1e-5, atol=1e-6)
     assert all(int(choice.max()) == 0 for choice in trace(model, images).granularity)

@@ -50,7 +50,8 @@ def test_training(command: Callable[..., Any], small: Sequence[str], tmp_path: P
     assert result.stdout.count("| model |") == 1
 
 
-@pytest.mark.parametrize(("launcher", "count"), LAUNCHES)
+# Training above has evaluated under all six launches; these compare with one process on the same weights.
+@pytest.mark.parametrize(("launcher", "count"), [("accelerate", 3), ("torchrun", 2)])
 def test_evaluation(command: Callable[..., Any], trained: Path, tmp_path: Path, launcher: str, count: int) -> None:
     report = tmp_path / "report.json"
     result = command(*_launch(launcher, count), "dge_recipes.evaluate", str(trained), "--json", str(report))

@@ -12,7 +12,7 @@ from dge_recipes.checkpoints.locate import weights_file
 from dge_recipes.config.schema import ModelConfig
 from dge_recipes.errors import UserError
 
-__all__ = ["RoutedModel", "build_model", "is_routed", "load_weights"]
+__all__ = ["RoutedModel", "build_model", "display_name", "is_routed", "load_weights"]
 
 RoutedModel = dge_models.DGEVisionTransformer | dge_models.DGEVisionTransformerDistilled
 
@@ -47,6 +47,11 @@ def build_model(
         dge_models.set_training_mode(model, config.training_mode)
     _try_images(model, config, input_shape)
     return model.train()
+
+
+def display_name(config: ModelConfig) -> str:
+    """What tables call the model: its timm name, and whether it was converted."""
+    return config.name if config.convert is None else f"{config.name} + DGE"
 
 
 def is_routed(model: nn.Module) -> TypeGuard[RoutedModel]:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import PrecisionType, ProjectConfiguration, broadcast_object_list
 
 from dge_recipes.config.schema import Config
 from dge_recipes.errors import UserError
@@ -38,6 +38,9 @@ def start_processes(config: Config) -> Accelerator:
         )
     except ValueError as error:
         raise UserError(f"the processes cannot start: {error}") from error
+    if accelerator.mixed_precision not in PrecisionType.list():  # one from the environment goes unchecked
+        known = ", ".join(PrecisionType.list())
+        raise UserError(f"mixed precision {accelerator.mixed_precision!r} is unknown; expected one of {known}")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(

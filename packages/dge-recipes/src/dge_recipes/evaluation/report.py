@@ -10,7 +10,7 @@ from dge_recipes.data import build_held_out
 from dge_recipes.evaluation.accuracy import evaluate
 from dge_recipes.evaluation.machine import machine_facts, measure_speed
 from dge_recipes.evaluation.table import Row, markdown_table
-from dge_recipes.models import build_model, load_weights
+from dge_recipes.models import build_model, display_name, load_weights
 from dge_recipes.processes import on_main_process, start_processes
 
 __all__ = ["evaluate_checkpoint"]
@@ -41,14 +41,14 @@ def evaluate_checkpoint(
     model = model.to(accelerator.device).eval()
     loader = accelerator.prepare(held_out.loader)
     evaluation = evaluate(model, loader, accelerator, held_out.num_images)
-    speed = measure_speed(
-        model, held_out.loader.dataset, config.eval.batch_size, config.eval.timing_rounds, accelerator
-    )
-    row = Row(config.model.name, evaluation.acc1, evaluation.acc5, evaluation.macs, speed)
-    accelerator.print(markdown_table([row]))
-    accelerator.print(f"{evaluation.images} images, {accelerator.num_processes} processes")
+    batch_size, rounds = config.eval.batch_size, config.eval.timing_rounds
+    speed = measure_speed(model, held_out.loader.dataset, batch_size, rounds, accelerator)
+    row = Row(display_name(config.model), evaluation.acc1, evaluation.acc5, evaluation.macs, speed)
+    if accelerator.is_main_process:
+        print(markdown_table([row]))
+        print(f"{evaluation.images} images, {accelerator.num_processes} processes")
     report = {
-        "model": config.model.name,
+        "model": display_name(config.model),
         "checkpoint": source,
         **evaluation.as_dict(),
         "images_per_second": speed,

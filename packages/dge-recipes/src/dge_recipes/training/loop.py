@@ -46,7 +46,7 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
             _finish_epoch(run)
         if not run.evaluations:  # the run was complete when it was resumed
             _evaluate(run)
-        summary = write_summary(run)
+    summary = write_summary(run)
     for tracker in accelerator.trackers:
         tracker.finish()
     accelerator.free_memory()

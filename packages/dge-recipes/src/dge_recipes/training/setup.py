@@ -94,21 +94,27 @@ def set_up(config: Config, accelerator: Accelerator, resume: str | None, overwri
         UserError: anything in configuration, data, checkpoint or output folder that the user can correct.
     """
     checkpoint = on_main_process(accelerator, lambda: find_resume_point(config, resume, overwrite))
+    run = _assemble(config, accelerator, init=checkpoint is None)
+    on_main_process(accelerator, lambda: claim_run_folder(config, resume, checkpoint))
+    if checkpoint is not None:
+        restore_state(Path(checkpoint), run.model, run.ema and run.ema.module, run.raw_optimizer, run.registered)
+    _start_records(run)
+    return run
+
+
+def _assemble(config: Config, accelerator: Accelerator, init: bool) -> Run:
     training, held_out = build_training(config, accelerator.num_processes), build_held_out(config)
     steps_per_epoch, global_batch = training.sampler.steps_per_epoch, training.sampler.global_batch
     mixing = build_mixing(config, held_out.num_classes)
     seed_everything(derive_seed(config.train.seed, "weights"))
-    model = build_model(config.model, held_out.num_classes, held_out.image_shape, init=checkpoint is None)
+    model = build_model(config.model, held_out.num_classes, held_out.image_shape, init=init)
     optimizer = build_optimizer(config.optim, model, global_batch)
     schedule = build_schedule(config.schedule, optimizer, steps_per_epoch, config.train.epochs)
     module, wrapped, train_loader, held_out_loader = accelerator.prepare(
         LossModule(model, config), optimizer, training.loader, held_out.loader
     )
-    ema = None if config.train.ema_decay is None else ModelEmaV3(model, decay=config.train.ema_decay)
-    progress = Progress(steps_per_epoch, global_batch)
-    on_main_process(accelerator, lambda: claim_run_folder(config, resume, checkpoint))
-    folder = Path(config.output.dir)
-    run = Run(
+    progress, folder = Progress(steps_per_epoch, global_batch), Path(config.output.dir)
+    return Run(
         config=config,
         accelerator=accelerator,
         held_out=held_out,
@@ -116,7 +122,7 @@ def set_up(config: Config, accelerator: Accelerator, resume: str | None, overwri
         held_out_loader=held_out_loader,
         module=module,
         model=model,
-        ema=ema,
+        ema=None if config.train.ema_decay is None else ModelEmaV3(model, decay=config.train.ema_decay),
         optimizer=wrapped,
         schedule=schedule,
         mixing=mixing,
@@ -125,10 +131,6 @@ def set_up(config: Config, accelerator: Accelerator, resume: str | None, overwri
         reporter=Reporter(accelerator, progress, steps_per_epoch * config.train.epochs, folder / METRICS_FILE),
         averages=Averages(accelerator.device),
     )
-    if checkpoint is not None:
-        restore_state(Path(checkpoint), model, ema and ema.module, run.raw_optimizer, run.registered)
-    _start_records(run)
-    return run
 
 
 def _start_records(run: Run) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from dge_recipes.checkpoints.folder import write_text
 from dge_recipes.evaluation import Row, machine_facts, markdown_table, measure_speed
+from dge_recipes.models import display_name
 from dge_recipes.processes import on_main_process
 from dge_recipes.training.run_folder import SUMMARY_FILE
 from dge_recipes.training.setup import Run
@@ -17,7 +18,7 @@ def write_summary(run: Run) -> dict[str, Any]:
     """Time the trained model, write ``summary.json`` and print the table's row. Every process calls it."""
     config, accelerator, evaluation = run.config, run.accelerator, run.evaluations["eval"]
     summary: dict[str, Any] = {
-        "model": config.model.name,
+        "model": display_name(config.model),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         **evaluation.as_dict(),
         "images_per_second": measure_speed(
@@ -38,6 +39,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         summary["ema"] = run.evaluations["ema"].as_dict()
     path = Path(config.output.dir) / SUMMARY_FILE
     on_main_process(accelerator, lambda: write_text(path, json.dumps(summary, indent=2) + "\n"))
-    row = Row(config.model.name, evaluation.acc1, evaluation.acc5, evaluation.macs, summary["images_per_second"])
-    accelerator.print(markdown_table([row]))
+    row = Row(summary["model"], evaluation.acc1, evaluation.acc5, evaluation.macs, summary["images_per_second"])
+    if accelerator.is_main_process:
+        print(markdown_table([row]))
     return summary
