@@ -61,8 +61,17 @@ template <int V, class T>
 DGE_BODY Pack<T, V> load_pack(const T* from) {
   return *reinterpret_cast<const Pack<T, V>*>(from);
 }
+// 16 bytes go by an instruction of their own: nvcc splits some plain stores of half-precision items into pieces.
 template <int V, class T>
 DGE_BODY void store_pack(T* to, const Pack<T, V>& pack) {
+#if defined(__CUDACC__)
+  if constexpr (sizeof(pack) == sizeof(uint4)) {
+    uint4 bits;
+    memcpy(&bits, &pack, sizeof(bits));
+    __stwb(reinterpret_cast<uint4*>(to), bits);
+    return;
+  }
+#endif
   *reinterpret_cast<Pack<T, V>*>(to) = pack;
 }
 
