@@ -7,6 +7,12 @@ STABLE_TORCH_LIBRARY(dge_kernels, m) {
       "plan_queries(Tensor choice, int[] splits, SymInt height, SymInt width, SymInt num_prefix_tokens)"
       " -> (Tensor patches, Tensor cu_seqlens, SymInt max_seqlen)");
   m.def(
+      "count_queries(Tensor choice, int[] splits, SymInt height, SymInt width, SymInt num_prefix_tokens)"
+      " -> (Tensor sums, Tensor cu_seqlens)");
+  m.def(
+      "write_patches(Tensor choice, Tensor sums, int[] splits, SymInt height, SymInt width,"
+      " SymInt num_prefix_tokens, SymInt total) -> Tensor");
+  m.def(
       "pool_queries(Tensor x, Tensor patches, SymInt height, SymInt width, SymInt num_prefix_tokens)"
       " -> Tensor");
   m.def(

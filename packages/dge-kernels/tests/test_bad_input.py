@@ -78,6 +78,25 @@ def test_is_refused_with_these_words(call: Callable[[], Any], kind: type[Excepti
         call()
 
 
+@pytest.mark.parametrize("call", [dk.plan_queries, dk.plan_queries_async])
+@pytest.mark.parametrize("value", [-1, 3])
+def test_a_choice_out_of_range_is_refused(call: Callable[..., Any], value: int) -> None:
+    choice = torch.tensor([[[0, 1]], [[2, value]]])
+    with pytest.raises(ValueError, match=re.escape(f"choice must be in [0, 3), got {value} for image 1, region 1")):
+        call(choice)
+
+
+def test_sums_of_another_choice_are_refused() -> None:
+    arguments = ([4, 2, 1], 4, 8, 1)
+    choice, ops = torch.tensor([[[0, 1]]]), torch.ops.dge_kernels
+    sums, _ = ops.count_queries(choice, *arguments)
+    for wrong, total in ((sums + 1, 22), (sums, 20)):
+        with pytest.raises(RuntimeError, match="sums and total must be those that count_queries found"):
+            ops.write_patches(choice, wrong, *arguments, total)
+    with pytest.raises(RuntimeError, match="total must be from 0 to the batch's 33 tokens, got 34"):
+        ops.write_patches(choice, sums, *arguments, 34)
+
+
 @pytest.mark.parametrize("column", [0, 1, 2, 3])
 def test_a_plan_made_by_hand_cannot_reach_outside(column: int) -> None:
     patches = PLAN.patches.clone()

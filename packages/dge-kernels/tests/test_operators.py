@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import Case
+from cases import Case, assert_close
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -10,6 +10,8 @@ import dge_kernels as dk
 
 OPERATORS = [
     "plan_queries",
+    "count_queries",
+    "write_patches",
     "pool_queries",
     "pool_queries_backward",
     "unpool_queries",
@@ -30,9 +32,13 @@ def _arguments(device: torch.device) -> dict[str, tuple]:
     geometry = (*plan.grid, plan.num_prefix_tokens)
     out, logsumexp = torch.ops.dge_kernels.ragged_attention(q, k, v, plan.cu_seqlens, plan.max_seqlen, 0.5)
     ragged = (plan.cu_seqlens, plan.max_seqlen, 0.5)
+    planning = (case.choice(device), [4, 2, 1], *geometry)
+    sums, ends = torch.ops.dge_kernels.count_queries(*planning)
     detached = [t.detach() for t in (torch.randn_like(out), q, k, v, out, logsumexp)]
     return {
-        "plan_queries": (case.choice(device), [4, 2, 1], *geometry),
+        "plan_queries": planning,
+        "count_queries": planning,
+        "write_patches": (planning[0], sums, *planning[1:], int(ends[-1])),
         "pool_queries": (x, plan.patches, *geometry),
         "pool_queries_backward": (rows.detach(), plan.patches, 3, *geometry),
         "unpool_queries": (rows, plan.patches, x, *geometry),
@@ -77,9 +83,11 @@ def test_every_operator_has_a_cuda_kernel(name: str) -> None:
 def _block(x: Tensor, weight: Tensor) -> Tensor:
     """A miniature of the block that the operators are made for."""
     choice = dk.route(x, weight[:3], grid=(8, 8), num_prefix_tokens=1)
-    plan = dk.plan_queries(choice, grid=(8, 8), num_prefix_tokens=1)
+    future = dk.plan_queries_async(choice, grid=(8, 8), num_prefix_tokens=1)
+    keys = (x @ weight).unflatten(-1, (2, -1))
+    plan = future.result()
     queries = dk.pool_queries(x, plan)
-    q, keys = (queries @ weight).unflatten(-1, (2, -1)), (x @ weight).unflatten(-1, (2, -1))
+    q = (queries @ weight).unflatten(-1, (2, -1))
     return dk.unpool_queries(dk.ragged_attention(q, keys, keys, plan).flatten(1), plan, x)
 
 
@@ -96,9 +104,10 @@ def test_compiles_once_whatever_the_number_of_queries(backend: str, device: torc
     for scale in (0.1, 1.0, 10.0, 3.0):
         x, weight = _block_inputs(3, scale, device)
         out, expected = compiled(x, weight), _block(x, weight)
-        torch.testing.assert_close(out, expected)
+        assert_close(out, expected)
         grads = torch.autograd.grad(out.square().sum(), (x, weight))
-        torch.testing.assert_close(grads, torch.autograd.grad(expected.square().sum(), (x, weight)))
+        for grad, wanted in zip(grads, torch.autograd.grad(expected.square().sum(), (x, weight)), strict=True):
+            assert_close(grad, wanted)  # entries that cancel are held to the size of the largest
     assert counter.frame_count == 1
 
 
@@ -128,10 +137,3 @@ def test_exports_with_a_dynamic_batch() -> None:
         for batch in (2, 5):
             x = torch.randn(batch, 65, 16)
             torch.testing.assert_close(program.module()(x), module(x))
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop because:UserWarning")  # it maps by a loop
-def test_vmap_maps_over_tokens() -> None:
-    plan, x = Case((4, 4)).plan(), torch.randn(2, 3, 17, 8)
-    mapped = torch.func.vmap(lambda tokens: dk.pool_queries(tokens, plan))(x)
-    assert torch.equal(mapped, torch.stack([dk.pool_queries(tokens, plan) for tokens in x]))

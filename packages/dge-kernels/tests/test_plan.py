@@ -18,9 +18,9 @@ def _assert_same(plan: dk.QueryPlan, expected: dk.QueryPlan) -> None:
 def test_equals_the_reference(case: Case, index: torch.dtype, device: torch.device) -> None:
     choice = case.choice(device).to(index)
     arguments = {"grid": case.grid, "num_prefix_tokens": case.prefix}
-    _assert_same(
-        dk.plan_queries(choice, case.splits, **arguments), reference.plan_queries(choice, case.splits, **arguments)
-    )
+    expected = reference.plan_queries(choice, case.splits, **arguments)
+    _assert_same(dk.plan_queries(choice, case.splits, **arguments), expected)
+    _assert_same(dk.plan_queries_async(choice, case.splits, **arguments).result(), expected)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -65,3 +65,34 @@ def test_to_moves_both_tensors(device: torch.device) -> None:
     plan = CASES["whole"].plan().to(device)
     assert plan.device == plan.cu_seqlens.device
     assert plan.device.type == device.type
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_two_halves_make_the_whole(case: Case, device: torch.device) -> None:
+    choice, ops = case.choice(device), torch.ops.dge_kernels
+    arguments = (list(case.splits), *case.grid, case.prefix)
+    patches, cu_seqlens, _ = ops.plan_queries(choice, *arguments)
+    sums, ends = ops.count_queries(choice, *arguments)
+    assert torch.equal(ends, cu_seqlens)
+    assert torch.equal(ops.write_patches(choice, sums, *arguments, len(patches)), patches)
+
+
+def test_a_future_is_done_and_keeps_its_plan(device: torch.device) -> None:
+    future = dk.plan_queries_async(torch.tensor([[[0, 2]]], device=device))
+    plan = future.result()
+    assert future.done()
+    assert future.result() is plan
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")
+def test_a_future_does_not_wait_for_what_is_queued_after_it() -> None:
+    choice = torch.zeros(4, 4, 4, dtype=torch.uint8, device="cuda")
+    dk.plan_queries_async(choice).result()
+    torch.cuda.synchronize()
+    future, later = dk.plan_queries_async(choice), torch.cuda.Event()
+    torch.cuda._sleep(2_000_000_000)  # cycles: about a second
+    later.record()
+    assert future.result().total == 4 * 256
+    assert not later.query()
+    torch.cuda.synchronize()

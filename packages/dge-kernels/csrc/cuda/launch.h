@@ -21,7 +21,8 @@ inline void check(cudaError_t status, const char* doing) {
 void count_queries(const PlanArgs& args, int32_t* counts, cudaStream_t stream);
 // cu_seqlens [batch + 1] from the running sum of the counts.
 void write_ends(const PlanArgs& args, const int64_t* sums, int32_t* cu_seqlens, cudaStream_t stream);
-void write_patches(const PlanArgs& args, const int64_t* sums, Patch* patches, cudaStream_t stream);
+// patches [total]; where the sums reach beyond, nothing is written.
+void write_patches(const PlanArgs& args, const int64_t* sums, Patch* patches, int64_t total, cudaStream_t stream);
 
 void gather(const GatherArgs& args, cudaStream_t stream);
 void scatter(const ScatterArgs& args, cudaStream_t stream);

@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <vector>
 
 #include "../operators/attention.h"
@@ -36,36 +35,38 @@ Tensor running_sum(const Tensor& counts) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Waits for the device once: the number of queries decides how much memory the plan takes.
-std::vector<int32_t> read_ends(const Tensor& cu_seqlens, cudaStream_t stream) {
-  std::vector<int32_t> ends(cu_seqlens.numel());
-  check(cudaMemcpyAsync(ends.data(), cu_seqlens.const_data_ptr(), ends.size() * sizeof(int32_t), cudaMemcpyDeviceToHost,
-                        stream),
-        "reading cu_seqlens");
-  check(cudaStreamSynchronize(stream), "waiting for cu_seqlens");
-  return ends;
-}
-
-std::tuple<Tensor, Tensor, int64_t> plan_queries(const Tensor& choice_in, std::vector<int64_t> splits, int64_t height,
-                                                 int64_t width, int64_t prefix) {
-  const OnDevice device(choice_in);
-  const Tensor choice = torch::stable::contiguous(choice_in);
-  const PlanArgs args = checked_plan(choice, splits, height, width, prefix);
-  Tensor counts = empty_like<1>(choice, {args.batch * args.regions}, ScalarType::Int);
-  count_queries(args, static_cast<int32_t*>(counts.mutable_data_ptr()), device.stream());
-  const Tensor sums = running_sum(counts);
-  const auto* totals = static_cast<const int64_t*>(sums.const_data_ptr());
-  Tensor cu_seqlens = empty_like<1>(choice, {args.batch + 1}, ScalarType::Int);
-  write_ends(args, totals, static_cast<int32_t*>(cu_seqlens.mutable_data_ptr()), device.stream());
-  const std::vector<int32_t> ends = read_ends(cu_seqlens, device.stream());
-  Tensor patches = empty_like<2>(choice, {ends.back(), 4}, ScalarType::Int);
-  write_patches(args, totals, static_cast<Patch*>(patches.mutable_data_ptr()), device.stream());
-  int64_t longest = 0;
-  for (size_t b = 1; b < ends.size(); ++b) longest = std::max<int64_t>(longest, ends[b] - ends[b - 1]);
-  return {patches, cu_seqlens, longest};
-}
-
 struct Device {
+  static std::tuple<Tensor, Tensor> count_queries(const PlanArgs& args, const Tensor& choice) {
+    const OnDevice device(choice);
+    Tensor counts = empty_like<1>(choice, {args.batch * args.regions}, ScalarType::Int);
+    cuda::count_queries(args, static_cast<int32_t*>(counts.mutable_data_ptr()), device.stream());
+    const Tensor sums = running_sum(counts);
+    Tensor cu_seqlens = empty_like<1>(choice, {args.batch + 1}, ScalarType::Int);
+    cuda::write_ends(args, static_cast<const int64_t*>(sums.const_data_ptr()),
+                     static_cast<int32_t*>(cu_seqlens.mutable_data_ptr()), device.stream());
+    return {sums, cu_seqlens};
+  }
+
+  // Waits for the device once: the number of queries decides how much memory the plan takes.
+  static std::vector<int32_t> read_ends(const Tensor& cu_seqlens) {
+    const OnDevice device(cu_seqlens);
+    std::vector<int32_t> ends(cu_seqlens.numel());
+    check(cudaMemcpyAsync(ends.data(), cu_seqlens.const_data_ptr(), ends.size() * sizeof(int32_t),
+                          cudaMemcpyDeviceToHost, device.stream()),
+          "reading cu_seqlens");
+    check(cudaStreamSynchronize(device.stream()), "waiting for cu_seqlens");
+    return ends;
+  }
+
+  // What it would have to look at is on the device: the kernel skips what lies beyond `total` instead.
+  static void check_sums(const PlanArgs&, const Tensor&, int64_t) {}
+
+  static void write_patches(const PlanArgs& args, const Tensor& sums, Tensor& patches) {
+    const OnDevice device(sums);
+    cuda::write_patches(args, static_cast<const int64_t*>(sums.const_data_ptr()),
+                        static_cast<Patch*>(patches.mutable_data_ptr()), patches.size(0), device.stream());
+  }
+
   // What a plan holds is on the device: the kernels skip what lies outside instead.
   static void check_patches(const Patch*, int64_t, const Grid&, int64_t, bool) {}
   static void check_ends(const int32_t*, int64_t, int64_t) {}
@@ -99,7 +100,9 @@ struct Device {
 
 STABLE_TORCH_LIBRARY_IMPL(dge_kernels, CUDA, m) {
   using dge::cuda::Device;
-  m.impl("plan_queries", TORCH_BOX(&dge::cuda::plan_queries));
+  m.impl("plan_queries", TORCH_BOX(&dge::plan_queries<Device>));
+  m.impl("count_queries", TORCH_BOX(&dge::count_queries<Device>));
+  m.impl("write_patches", TORCH_BOX(&dge::write_patches<Device>));
   m.impl("pool_queries", TORCH_BOX(&dge::pool_queries<Device>));
   m.impl("pool_queries_backward", TORCH_BOX(&dge::pool_queries_backward<Device>));
   m.impl("unpool_queries", TORCH_BOX(&dge::unpool_queries<Device>));

@@ -20,9 +20,9 @@ __global__ void ends_kernel(PlanArgs args, const int64_t* sums, int32_t* cu_seql
   if (index <= args.batch) write_end(args, index, sums, cu_seqlens);
 }
 
-__global__ void patches_kernel(PlanArgs args, const int64_t* sums, Patch* patches) {
+__global__ void patches_kernel(PlanArgs args, const int64_t* sums, Patch* patches, int64_t total) {
   const int64_t index = thread_index();
-  if (index < args.batch * args.regions) write_region(args, index, sums, patches);
+  if (index < args.batch * args.regions) write_region(args, index, sums, patches, total);
 }
 
 unsigned blocks_for(int64_t threads) { return static_cast<unsigned>(ceil_div(threads, kThreads)); }
@@ -40,9 +40,9 @@ void write_ends(const PlanArgs& args, const int64_t* sums, int32_t* cu_seqlens, 
   check(cudaGetLastError(), "writing cu_seqlens");
 }
 
-void write_patches(const PlanArgs& args, const int64_t* sums, Patch* patches, cudaStream_t stream) {
+void write_patches(const PlanArgs& args, const int64_t* sums, Patch* patches, int64_t total, cudaStream_t stream) {
   if (args.batch == 0) return;
-  patches_kernel<<<blocks_for(args.batch * args.regions), kThreads, 0, stream>>>(args, sums, patches);
+  patches_kernel<<<blocks_for(args.batch * args.regions), kThreads, 0, stream>>>(args, sums, patches, total);
   check(cudaGetLastError(), "writing the patches");
 }
 

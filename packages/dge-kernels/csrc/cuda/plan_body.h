@@ -17,15 +17,16 @@ DGE_BODY void count_region(const PlanArgs& args, int64_t index, int32_t* counts)
   counts[index] = static_cast<int32_t>(patches + (region == 0 ? args.grid.prefix : 0));
 }
 
-DGE_BODY void write_region(const PlanArgs& args, int64_t index, const int64_t* sums, Patch* patches) {
+// Rows from `total` on, and negative ones, are skipped: sums that belong to another choice must not write there.
+DGE_BODY void write_region(const PlanArgs& args, int64_t index, const int64_t* sums, Patch* patches, int64_t total) {
   const int64_t image = index / args.regions, number = index % args.regions, side = side_of(args, index);
   const Region region = region_at(number, args.size, args.grid);
-  Patch* out = patches + (index ? sums[index - 1] : 0);
-  if (number == 0) {
-    for (int64_t token = 0; token < args.grid.prefix; ++token) *out++ = prefix_patch(token, image);
+  const int64_t prefix = number == 0 ? args.grid.prefix : 0, first = index ? sums[index - 1] : 0;
+  const int64_t count = prefix + count_patches(region, side);
+  if (first < 0) return;
+  for (int64_t i = 0; i < count && first + i < total; ++i) {
+    patches[first + i] = i < prefix ? prefix_patch(i, image) : patch_at(region, side, i - prefix, image);
   }
-  const int64_t count = count_patches(region, side);
-  for (int64_t i = 0; i < count; ++i) *out++ = patch_at(region, side, i, image);
 }
 
 DGE_BODY void write_end(const PlanArgs& args, int64_t index, const int64_t* sums, int32_t* cu_seqlens) {

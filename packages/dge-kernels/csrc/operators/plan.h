@@ -1,7 +1,9 @@
-// plan_queries on any device: the checks, and the raw view of the choices.
+// plan_queries on any device, whole and in its two halves: counting the queries, which waits for nothing, and writing
+// the patches, for which their number must be known on the host.
 #pragma once
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 #include "../arguments.h"
@@ -45,6 +47,46 @@ inline PlanArgs checked_plan(const Tensor& choice, const std::vector<int64_t>& s
     args.sides[i] = static_cast<int32_t>(size / splits[i]);
   }
   return args;
+}
+
+// sums int64 [batch · regions]: the queries up to each region's last; cu_seqlens int32 [batch + 1].
+template <class Device>
+std::tuple<Tensor, Tensor> count_queries(const Tensor& choice_in, std::vector<int64_t> splits, int64_t height,
+                                         int64_t width, int64_t prefix) {
+  const Tensor choice = torch::stable::contiguous(choice_in);
+  return Device::count_queries(checked_plan(choice, splits, height, width, prefix), choice);
+}
+
+// `sums` and `total` as counted for the same choice; with others, no more than `total` patches are written.
+template <class Device>
+Tensor write_patches(const Tensor& choice_in, const Tensor& sums_in, std::vector<int64_t> splits, int64_t height,
+                     int64_t width, int64_t prefix, int64_t total) {
+  const Tensor choice = torch::stable::contiguous(choice_in);
+  const PlanArgs args = checked_plan(choice, splits, height, width, prefix);
+  check(sums_in.scalar_type() == ScalarType::Long && sums_in.device() == choice.device(),
+        "sums must be int64 on the device of choice");
+  check_shape(sums_in, "sums", {args.batch * args.regions});
+  check(total >= 0 && total <= args.batch * num_tokens(args.grid), "total must be from 0 to the batch's ",
+        args.batch * num_tokens(args.grid), " tokens, got ", total);
+  const Tensor sums = torch::stable::contiguous(sums_in);
+  Device::check_sums(args, sums, total);
+  Tensor patches = empty_like<2>(choice, {total, 4}, ScalarType::Int);
+  Device::write_patches(args, sums, patches);
+  return patches;
+}
+
+template <class Device>
+std::tuple<Tensor, Tensor, int64_t> plan_queries(const Tensor& choice_in, std::vector<int64_t> splits, int64_t height,
+                                                 int64_t width, int64_t prefix) {
+  const Tensor choice = torch::stable::contiguous(choice_in);
+  const PlanArgs args = checked_plan(choice, splits, height, width, prefix);
+  const auto [sums, cu_seqlens] = Device::count_queries(args, choice);
+  const std::vector<int32_t> ends = Device::read_ends(cu_seqlens);
+  Tensor patches = empty_like<2>(choice, {ends.back(), 4}, ScalarType::Int);
+  Device::write_patches(args, sums, patches);
+  int64_t longest = 0;
+  for (size_t b = 1; b < ends.size(); ++b) longest = std::max<int64_t>(longest, ends[b] - ends[b - 1]);
+  return {patches, cu_seqlens, longest};
 }
 
 }  // namespace dge

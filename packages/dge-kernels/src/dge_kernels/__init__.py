@@ -6,7 +6,15 @@ See :mod:`dge_kernels.functional` for the operators and :mod:`dge_kernels.refere
 
 from dge_kernels import _library, reference
 from dge_kernels._build_info import build_info
-from dge_kernels.functional import plan_queries, pool_queries, ragged_attention, route, unpool_queries
+from dge_kernels._future import QueryPlanFuture
+from dge_kernels.functional import (
+    plan_queries,
+    plan_queries_async,
+    pool_queries,
+    ragged_attention,
+    route,
+    unpool_queries,
+)
 from dge_kernels.plan import QueryPlan
 
 if _library.CPU.loaded:
@@ -17,8 +25,10 @@ if _library.CPU.loaded:
 
 __all__ = [
     "QueryPlan",
+    "QueryPlanFuture",
     "build_info",
     "plan_queries",
+    "plan_queries_async",
     "pool_queries",
     "ragged_attention",
     "reference",

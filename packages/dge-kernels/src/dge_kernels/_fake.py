@@ -22,6 +22,19 @@ def _plan_queries(
     return patches, choice.new_empty(choice.shape[0] + 1, dtype=torch.int32), longest
 
 
+def _count_queries(
+    choice: Tensor, splits: list[int], height: int, width: int, num_prefix_tokens: int
+) -> tuple[Tensor, Tensor]:
+    sums = choice.new_empty(choice.numel(), dtype=torch.int64)
+    return sums, choice.new_empty(choice.shape[0] + 1, dtype=torch.int32)
+
+
+def _write_patches(
+    choice: Tensor, sums: Tensor, splits: list[int], height: int, width: int, num_prefix_tokens: int, total: int
+) -> Tensor:
+    return choice.new_empty((total, 4), dtype=torch.int32)
+
+
 def _pool_queries(x: Tensor, patches: Tensor, height: int, width: int, num_prefix_tokens: int) -> Tensor:
     return x.new_empty(patches.shape[0], x.shape[2])
 
@@ -70,6 +83,8 @@ def register() -> None:
     """Register every fake kernel; once, after the library's schemas are loaded."""
     kernels: dict[str, Callable[..., object]] = {
         "plan_queries": _plan_queries,
+        "count_queries": _count_queries,
+        "write_patches": _write_patches,
         "pool_queries": _pool_queries,
         "pool_queries_backward": _pool_queries_backward,
         "unpool_queries": _unpool_queries,

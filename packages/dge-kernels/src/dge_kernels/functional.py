@@ -9,14 +9,18 @@ Source: Song et al., "Dynamic Grained Encoder for Vision Transformers", NeurIPS 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dge_kernels import _autocast, _checks, _library, _varlen
+from dge_kernels._future import HostCopy, QueryPlanFuture
 from dge_kernels.plan import QueryPlan, region_size
 
-__all__ = ["plan_queries", "pool_queries", "ragged_attention", "route", "unpool_queries"]
+__all__ = ["plan_queries", "plan_queries_async", "pool_queries", "ragged_attention", "route", "unpool_queries"]
 
 _ops = torch.ops.dge_kernels
 _CHECK_DEVICE_VALUES = os.environ.get("DGE_CHECK", "0") == "1"
@@ -58,6 +62,57 @@ def plan_queries(
         >>> plan.patches[:3].tolist()
         [[0, -1, 0, 1], [0, 0, 0, 2], [0, 0, 2, 2]]
     """
+    arguments = _plan_arguments(choice, splits, grid, num_prefix_tokens)
+    patches, cu_seqlens, longest = _call_plan(_ops.plan_queries, *arguments)
+    return _plan(patches, cu_seqlens, longest, arguments)
+
+
+def plan_queries_async(
+    choice: Tensor,
+    splits: tuple[int, ...] = (4, 2, 1),
+    *,
+    grid: tuple[int, int] | None = None,
+    num_prefix_tokens: int = 0,
+) -> QueryPlanFuture:
+    """Start :func:`plan_queries` without waiting for the device; its arguments, errors and plan are the same.
+
+    Between this call and :meth:`QueryPlanFuture.result` a caller can queue work on the device that needs no plan, such
+    as the projection of keys and values, and so keep the device busy while the host waits to learn how many queries
+    there are. On the CPU, and while torch.compile or torch.export trace, the plan is made at once.
+
+    Returns:
+        What the plan will come from. With DGE_CHECK=1 this call waits for the device, to look at `choice`.
+
+    Example:
+        >>> import torch, dge_kernels
+        >>> future = dge_kernels.plan_queries_async(torch.tensor([[[0, 2]]]), splits=(2, 1, 4), num_prefix_tokens=1)
+        >>> future.result().total
+        21
+    """
+    arguments = _plan_arguments(choice, splits, grid, num_prefix_tokens)
+    if not choice.is_cuda or torch.compiler.is_compiling():
+        patches, cu_seqlens, longest = _call_plan(_ops.plan_queries, *arguments)
+        plan = _plan(patches, cu_seqlens, longest, arguments)
+        return QueryPlanFuture(lambda: True, lambda: plan)
+    sums, cu_seqlens = _call_plan(_ops.count_queries, *arguments)
+    ends = HostCopy(cu_seqlens)
+
+    def finish() -> QueryPlan:
+        counts = ends.read().tolist()
+        patches = _ops.write_patches(choice, sums, *arguments[1:], counts[-1])
+        longest = max((end - start for start, end in pairwise(counts)), default=0)
+        return _plan(patches, cu_seqlens, longest, arguments)
+
+    return QueryPlanFuture(ends.ready, finish)
+
+
+_PlanArguments = tuple[Tensor, list[int], int, int, int]
+
+
+def _plan_arguments(
+    choice: Tensor, splits: tuple[int, ...], grid: tuple[int, int] | None, num_prefix_tokens: int
+) -> _PlanArguments:
+    """What the operators of a plan take, once it has been checked."""
     _checks.check_splits(splits)
     _checks.check_choice(choice, grid, splits)
     size = region_size(splits)
@@ -68,12 +123,20 @@ def plan_queries(
         low, high = (int(value) for value in choice.aminmax())
         if low < 0 or high >= len(splits):
             raise ValueError(f"choice must be in [0, {len(splits)}), got values from {low} to {high}")
+    return choice, list(splits), height, width, num_prefix_tokens
+
+
+def _call_plan(operator: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        patches, cu_seqlens, longest = _ops.plan_queries(choice, list(splits), height, width, num_prefix_tokens)
+        return operator(*arguments)
     except RuntimeError as error:
         if "choice must be in" not in str(error):
             raise
         raise ValueError(str(error)) from None
+
+
+def _plan(patches: Tensor, cu_seqlens: Tensor, longest: int, arguments: _PlanArguments) -> QueryPlan:
+    _, splits, height, width, num_prefix_tokens = arguments
     return QueryPlan(patches, cu_seqlens, (height, width), num_prefix_tokens, tuple(splits), longest)
 
 

@@ -45,7 +45,7 @@ void run_plan(const Setting& s) {
   for (int64_t i = 0; i <= s.batch; ++i) write_end(plan.args, i, sums.data(), ends.data());
   check(ends == plan.ends, s.name() + ", cu_seqlens");
   std::vector<Patch> patches(plan.patches.size());
-  for (int64_t i = 0; i < regions; ++i) write_region(plan.args, i, sums.data(), patches.data());
+  for (int64_t i = 0; i < regions; ++i) write_region(plan.args, i, sums.data(), patches.data(), patches.size());
   check(std::memcmp(patches.data(), plan.patches.data(), patches.size() * sizeof(Patch)) == 0, s.name() + ", patches");
 }
 
@@ -58,6 +58,17 @@ void run_plan_with_bad_choices() {
   for (size_t i = 0; i < counts.size(); ++i) {
     const int prefix = int64_t(i) % plan.args.regions == 0 ? int(plan.grid.prefix) : 0;
     check(counts[i] == prefix + (i % 2 ? 1 : 16), "a choice out of range is clamped");
+  }
+}
+
+// Sums that belong to another choice must not make a thread write outside `total` rows: ASan sees if one does.
+void run_plan_with_bad_sums() {
+  Plan plan(settings()[0]);
+  const int64_t total = 7;
+  for (int64_t sum : {int64_t(-5), int64_t(0), int64_t(6), int64_t(7), INT64_MAX - 100}) {
+    std::vector<Patch> patches(total);
+    const std::vector<int64_t> sums(plan.choice.size(), sum);
+    for (size_t i = 0; i < sums.size(); ++i) write_region(plan.args, i, sums.data(), patches.data(), total);
   }
 }
 
@@ -175,6 +186,7 @@ int main() {
     run_attention<double, 4>(s, 100, 40);
   }
   run_plan_with_bad_choices();
+  run_plan_with_bad_sums();
   run_patches_outside();
   return test::report("cuda bodies");
 }
