@@ -18,10 +18,11 @@ from dge_kernels.functional import (
 from dge_kernels.plan import QueryPlan
 
 if _library.CPU.loaded:
-    from dge_kernels import _autograd, _fake
+    from dge_kernels import _autograd, _fake, _vmap
 
     _fake.register()
     _autograd.register()
+    _vmap.register()
 
 __all__ = [
     "QueryPlan",

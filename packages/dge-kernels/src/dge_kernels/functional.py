@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dge_kernels import _autocast, _checks, _library, _varlen
+from dge_kernels import _autocast, _checks, _library, _varlen, _vmap
 from dge_kernels._future import HostCopy, QueryPlanFuture
 from dge_kernels.plan import QueryPlan, region_size
 
@@ -161,6 +161,7 @@ def pool_queries(x: Tensor, plan: QueryPlan) -> Tensor:
         tensor([[3.]])
     """
     _checks.check_pool(x, plan)
+    _vmap.refuse_derivatives("pool_queries", x)
     _library.require(x.device)
     result: Tensor = _ops.pool_queries(x, plan.patches, *plan.grid, plan.num_prefix_tokens)
     return result
@@ -190,6 +191,7 @@ def unpool_queries(delta: Tensor, plan: QueryPlan, residual: Tensor) -> Tensor:
     if isinstance(delta, Tensor) and isinstance(residual, Tensor):
         delta = _autocast.delta_for(delta, residual)
     _checks.check_unpool(delta, plan, residual)
+    _vmap.refuse_derivatives("unpool_queries", delta, residual)
     _library.require(residual.device)
     result: Tensor = _ops.unpool_queries(delta, plan.patches, residual, *plan.grid, plan.num_prefix_tokens)
     return result
@@ -226,6 +228,7 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, plan: QueryPlan, scale: fl
     if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor):
         q, k, v = _autocast.attention_inputs(q, k, v)
     _checks.check_attention(q, k, v, plan)
+    _vmap.refuse_derivatives("ragged_attention", q, k, v)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if _varlen.fits(q, k):
         return _varlen.attention(q, k, v, plan, factor)
