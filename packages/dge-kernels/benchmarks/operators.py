@@ -8,12 +8,13 @@ Every comparison is made in one run, its candidates in turns; the ratio of the m
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from pathlib import Path
 
 import torch
 from timing import in_turns, machine
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 import dge_kernels as dk
 
@@ -40,9 +41,14 @@ def moved_bytes(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
         device,
         rounds,
     )
+    # Apart from the rest, which it would push out of the processor's cache.
+    large = torch.empty(2**26, device=device, dtype=dtype).zero_()
+    beyond = torch.empty_like(large)
+    medians |= in_turns({"copy of 2^26 elements": lambda: beyond.copy_(large)}, device, rounds)
     dense, ragged = x.numel() * x.element_size(), delta.numel() * delta.element_size()
     moved = {
         "copy": 2 * dense,
+        "copy of 2^26 elements": 2 * large.numel() * large.element_size(),
         "read": dense,
         "pool_queries": dense + ragged,
         "unpool_queries": 2 * dense + ragged,
@@ -50,7 +56,13 @@ def moved_bytes(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
     }
     speed = {name: moved[name] / seconds for name, seconds in medians.items()}
     return [
-        {"what": name, "ms": 1e3 * medians[name], "GB/s": speed[name] / 1e9, "of a copy's": speed[name] / speed["copy"]}
+        {
+            "what": name,
+            "ms": 1e3 * medians[name],
+            "GB/s": speed[name] / 1e9,
+            "of a copy's": speed[name] / speed["copy"],
+            "time / a read's": medians[name] / medians["read"] if name != "copy of 2^26 elements" else "",
+        }
         for name in moved
     ]
 
@@ -96,6 +108,44 @@ def attention(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
     return rows
 
 
+def fusion(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
+    """What one pass that reads x once and returns LN(x), the queries and LN(queries) could save, of a block's time."""
+    batch, channels = (256, 384) if device == "cuda" else (32, 384)
+    x = torch.randn(batch, 257, channels, device=device, dtype=dtype)
+    plan = dk.plan_queries(torch.randint(0, 3, (batch, 4, 4), device=device), num_prefix_tokens=1)
+    norm = functools.partial(layer_norm, normalized_shape=(channels,))
+    router, w_q, w_kv, w_out, w_up, w_down = (
+        torch.randn(shape, device=device, dtype=dtype) / channels**0.5
+        for shape in ((3, channels), *((n * channels, channels) for n in (1, 2, 1, 4)), (channels, 4 * channels))
+    )
+
+    def separate() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        queries = dk.pool_queries(x, plan)
+        return norm(x), queries, norm(queries)
+
+    def block() -> torch.Tensor:
+        choice = dk.route(x, router, grid=GRID, num_prefix_tokens=1)
+        plan = dk.plan_queries(choice, num_prefix_tokens=1)
+        queries = dk.pool_queries(x, plan)
+        k, v = linear(norm(x), w_kv).unflatten(-1, (2, -1, 64)).unbind(2)
+        q = linear(norm(queries), w_q).unflatten(-1, (-1, 64))
+        update = linear(dk.ragged_attention(q, k, v, plan).flatten(1), w_out)
+        update = update + linear(gelu(linear(norm(queries + update), w_up)), w_down)
+        return dk.unpool_queries(update, plan, x)
+
+    target = torch.empty_like(x)
+    calls = {"block": block, "separate": separate, "copy": lambda: target.copy_(x)}
+    medians = in_turns(calls, device, rounds)
+    # Fused, it would move x in, and LN(x), the queries and LN(queries) out, at best as fast as a copy moves bytes.
+    fused = medians["copy"] * (x.numel() + plan.total * channels) / x.numel()
+    return [
+        {"what": f"a block, {batch} x {channels} channels", "ms": 1e3 * medians["block"]},
+        {"what": "LN(x), pool and LN(queries) one by one", "ms": 1e3 * medians["separate"]},
+        {"what": "the same in one pass, at a copy's speed", "ms": 1e3 * fused},
+        {"what": "a block's time that it could save, %", "ms": 100 * (medians["separate"] - fused) / medians["block"]},
+    ]
+
+
 def show(rows: list[Row]) -> None:
     """A Markdown table."""
     names = list(rows[0])
@@ -123,6 +173,7 @@ def main() -> None:
         "bytes": moved_bytes(options.device, dtype, options.rounds),
         "planning": planning(options.device, options.rounds),
         "attention": attention(options.device, dtype, options.rounds),
+        "fusion": fusion(options.device, dtype, options.rounds),
     }
     for rows in tables.values():
         show(rows)

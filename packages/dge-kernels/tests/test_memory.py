@@ -16,7 +16,7 @@ CASE = Case((16, 16), batch=8, channels=96)
 
 def _peak_bytes(call: Callable[[], object]) -> tuple[int, object]:
     """The most memory that was allocated at once while `call` ran, and its result."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         result = call()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

@@ -13,19 +13,48 @@ DGE_INLINE const T* token_row(const Tokens& tokens, int64_t image, int64_t token
   return static_cast<const T*>(tokens.data) + image * tokens.image_stride + token * tokens.token_stride;
 }
 
+// Rows of tokens that are summed in one pass over their channels: few enough for the prefetcher to follow.
+constexpr int kRows = 4;
+
+// sum[c] = the sum of N rows, on top of what it is where Add.
+template <int N, bool Add, class T>
+DGE_INLINE void sum_rows(const T* const* rows, int64_t n, Acc<T>* __restrict__ sum) {
+  const T *a = rows[0], *b = rows[N > 1 ? 1 : 0], *c = rows[N > 2 ? 2 : 0], *d = rows[N > 3 ? 3 : 0];
+  for (int64_t i = 0; i < n; ++i) {
+    Acc<T> value = load(a[i]);
+    if constexpr (N > 1) value += load(b[i]);
+    if constexpr (N > 2) value += load(c[i]);
+    if constexpr (N > 3) value += load(d[i]);
+    sum[i] = Add ? sum[i] + value : value;
+  }
+}
+
+template <bool Add, class T>
+DGE_INLINE void sum_rows(const T* const* rows, int count, int64_t n, Acc<T>* sum) {
+  switch (count) {
+    case 1: return sum_rows<1, Add>(rows, n, sum);
+    case 2: return sum_rows<2, Add>(rows, n, sum);
+    case 3: return sum_rows<3, Add>(rows, n, sum);
+    default: return sum_rows<kRows, Add>(rows, n, sum);
+  }
+}
+
 // sum[c] = the sum over a span of channels first..first + n.
 template <class T>
 DGE_INLINE void sum_span(const Tokens& x, int64_t image, const Span& span, int64_t first, int64_t n, Acc<T>* sum) {
+  const T* rows[kRows];
+  int count = 0;
+  bool started = false;
   for (int32_t row = 0; row < span.rows; ++row) {
     for (int32_t col = 0; col < span.cols; ++col) {
-      const T* source = token_row<T>(x, image, token_of(span, row, col)) + first;
-      if (row == 0 && col == 0) {
-        for (int64_t c = 0; c < n; ++c) sum[c] = load(source[c]);
-      } else {
-        for (int64_t c = 0; c < n; ++c) sum[c] += load(source[c]);
-      }
+      rows[count++] = token_row<T>(x, image, token_of(span, row, col)) + first;
+      if (count < kRows) continue;
+      started ? sum_rows<true>(rows, count, n, sum) : sum_rows<false>(rows, count, n, sum);
+      started = true;
+      count = 0;
     }
   }
+  if (count) started ? sum_rows<true>(rows, count, n, sum) : sum_rows<false>(rows, count, n, sum);
 }
 
 template <class T>
@@ -35,6 +64,10 @@ void gather_rows(const GatherArgs& args, int64_t begin, int64_t end) {
     const Patch& patch = args.patches[q];
     const Span span = span_of(patch, args.grid);
     T* out = static_cast<T*>(args.out) + q * args.channels;
+    if (span.rows * span.cols == 1) {
+      __builtin_memcpy(out, token_row<T>(args.x, patch.image, token_of(span, 0, 0)), args.channels * sizeof(T));
+      continue;
+    }
     const Acc<T> factor = args.mean ? Acc<T>(1) / Acc<T>(span.rows * span.cols) : Acc<T>(1);
     for (int64_t first = 0; first < args.channels; first += kChunk) {
       const int64_t n = smaller(kChunk, args.channels - first);
@@ -67,17 +100,24 @@ void scatter_rows(const ScatterArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-template <class A>
-DGE_INLINE A dot(const A* a, const A* b, int64_t n) {
-  A partial[16] = {};
+// out[s] += a · b[s] for N rows b[s], in sums that do not wait for each other.
+template <int N, class A>
+DGE_INLINE void add_dots(const A* a, const A* b, int64_t stride, int64_t n, A* out) {
+  constexpr int kSums = 32;
+  A partial[N][kSums] = {};
   int64_t c = 0;
-  for (; c + 16 <= n; c += 16) {
-    for (int i = 0; i < 16; ++i) partial[i] += a[c + i] * b[c + i];
+  for (; c + kSums <= n; c += kSums) {
+    for (int s = 0; s < N; ++s) {
+      for (int i = 0; i < kSums; ++i) partial[s][i] += a[c + i] * b[s * stride + c + i];
+    }
   }
-  for (; c < n; ++c) partial[0] += a[c] * b[c];
-  A sum = 0;
-  for (int i = 0; i < 16; ++i) sum += partial[i];
-  return sum;
+  for (int s = 0; s < N; ++s) {
+    for (int i = 0; c + i < n; ++i) partial[s][i] += a[c + i] * b[s * stride + c + i];
+    for (int width = kSums / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) partial[s][i] += partial[s][i + width];
+    }
+    out[s] += partial[s][0];
+  }
 }
 
 template <class T>
@@ -93,9 +133,10 @@ void route_regions(const RouteArgs& args, int64_t begin, int64_t end) {
     for (int64_t first = 0; first < args.channels; first += kChunk) {
       const int64_t n = smaller(kChunk, args.channels - first);
       sum_span<T>(args.x, whole.image, span, first, n, sum);
-      for (int64_t s = 0; s < args.splits; ++s) {
-        logits[s] += dot(sum, static_cast<const A*>(args.weight) + s * args.channels + first, n);
-      }
+      const A* weight = static_cast<const A*>(args.weight) + first;
+      int64_t s = 0;
+      for (; s + 3 <= args.splits; s += 3) add_dots<3>(sum, weight + s * args.channels, args.channels, n, logits + s);
+      for (; s < args.splits; ++s) add_dots<1>(sum, weight + s * args.channels, args.channels, n, logits + s);
     }
     int64_t best = 0;
     const A factor = A(1) / A(span.rows * span.cols);

@@ -276,7 +276,6 @@ def route(
     _library.require(x.device)
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     offset = weight.new_zeros(len(splits), dtype=wide) if bias is None else bias.detach().to(wide)
-    choice: Tensor = _ops.route(
-        x.detach(), weight.detach().to(wide), offset, region_size(splits), *grid, num_prefix_tokens
-    )
+    x, weight = x.detach(), weight.detach().to(wide)
+    choice: Tensor = _ops.route(x, weight, offset, region_size(splits), *grid, num_prefix_tokens)
     return choice
