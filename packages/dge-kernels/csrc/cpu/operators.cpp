@@ -52,22 +52,54 @@ int64_t pieces_per_head(const AttentionArgs& args) {
   return std::max<int64_t>(1, std::min(wanted, possible));
 }
 
-struct Device {
-  // Throws unless every patch lies inside the batch, and, where `covering`, unless they have as many tokens
-  // together as the batch: kernels that write through a plan would leave memory unwritten otherwise.
-  static void check_patches(const Patch* patches, int64_t queries, const Grid& grid, int64_t batch, bool covering) {
+// Looks at a plan's rows where they are used, in the thread that uses them: none may name what is not in the batch,
+// and those that are written through must have as many tokens together as the batch, or memory would stay unwritten.
+class PatchCheck {
+ public:
+  PatchCheck(const Patch* patches, int64_t queries, const Grid& grid, int64_t batch)
+      : patches_(patches), first_bad_(queries), queries_(queries), grid_(grid), batch_(batch) {}
+
+  // Whether rows begin..end are inside.
+  bool look(int64_t begin, int64_t end) {
     int64_t tokens = 0;
-    for (int64_t q = 0; q < queries; ++q) {
-      const Patch& patch = patches[q];
-      check(is_inside(patch, grid, batch), "patches row ", q, " lies outside the batch: image ", patch.image, ", y ",
-            patch.y, ", x ", patch.x, ", side ", patch.side);
-      const Span span = span_of(patch, grid);
+    for (int64_t q = begin; q < end; ++q) {
+      if (!is_inside(patches_[q], grid_, batch_)) {
+        int64_t known = first_bad_;
+        while (q < known && !first_bad_.compare_exchange_weak(known, q)) {
+        }
+        return false;
+      }
+      const Span span = span_of(patches_[q], grid_);
       tokens += static_cast<int64_t>(span.rows) * span.cols;
     }
-    check(!covering || tokens == batch * num_tokens(grid), "patches must cover each of the ", batch * num_tokens(grid),
-          " tokens once, they cover ", tokens);
+    tokens_ += tokens;
+    return true;
   }
 
+  // Throws unless all rows were inside, once all have been looked at.
+  void require_inside() const {
+    const int64_t q = first_bad_;
+    if (q == queries_) return;
+    const Patch& patch = patches_[q];
+    check(false, "patches row ", q, " lies outside the batch: image ", patch.image, ", y ", patch.y, ", x ", patch.x,
+          ", side ", patch.side);
+  }
+
+  void require_covering() const {
+    require_inside();
+    const int64_t wanted = batch_ * num_tokens(grid_);
+    check(tokens_ == wanted, "patches must cover each of the ", wanted, " tokens once, they cover ", tokens_.load());
+  }
+
+ private:
+  const Patch* patches_;
+  std::atomic<int64_t> first_bad_, tokens_{0};
+  int64_t queries_;
+  Grid grid_;
+  int64_t batch_;
+};
+
+struct Device {
   static void check_ends(const int32_t* ends, int64_t batch, int64_t queries) {
     bool rising = ends[0] == 0 && ends[batch] == queries;
     for (int64_t b = 0; b < batch; ++b) rising = rising && ends[b] <= ends[b + 1];
@@ -75,13 +107,19 @@ struct Device {
   }
 
   static void gather(const GatherArgs& args, const Tensor&) {
-    torch::stable::parallel_for(0, args.queries, grain_of(args.channels),
-                                [&](int64_t begin, int64_t end) { kernels().gather(args, begin, end); });
+    PatchCheck check(args.patches, args.queries, args.grid, args.batch);
+    torch::stable::parallel_for(0, args.queries, grain_of(args.channels), [&](int64_t begin, int64_t end) {
+      if (check.look(begin, end)) kernels().gather(args, begin, end);
+    });
+    check.require_inside();
   }
 
   static void scatter(const ScatterArgs& args, const Tensor&) {
-    torch::stable::parallel_for(0, args.queries, grain_of(args.channels),
-                                [&](int64_t begin, int64_t end) { kernels().scatter(args, begin, end); });
+    PatchCheck check(args.patches, args.queries, args.grid, args.batch);
+    torch::stable::parallel_for(0, args.queries, grain_of(args.channels), [&](int64_t begin, int64_t end) {
+      if (check.look(begin, end)) kernels().scatter(args, begin, end);
+    });
+    check.require_covering();
   }
 
   static void route(const RouteArgs& args, const Tensor&) {

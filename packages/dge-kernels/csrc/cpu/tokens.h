@@ -1,7 +1,9 @@
 // Sums over patches, broadcasts to patches and the router. Included by kernels.cpp alone.
 #pragma once
 
-#include "numbers.h"
+#include <type_traits>
+
+#include "matmul.h"
 
 namespace DGE_ISA {
 
@@ -39,9 +41,32 @@ DGE_INLINE void sum_rows(const T* const* rows, int count, int64_t n, Acc<T>* sum
   }
 }
 
+// Vectors of channels that are summed in registers over all of a span's tokens.
+constexpr int kHeld = 8;
+
+// sum[c] = the sum over a span of kHeld vectors of channels from `first`, where tokens are of the accumulator's type.
+template <class T>
+DGE_INLINE void sum_held(const Tokens& x, int64_t image, const Span& span, int64_t first, T* sum) {
+  Vec<T> held[kHeld] = {};
+  for (int32_t row = 0; row < span.rows; ++row) {
+    const T* source = token_row<T>(x, image, token_of(span, row, 0)) + first;
+    for (int32_t col = 0; col < span.cols; ++col, source += x.token_stride) {
+#pragma GCC unroll 8
+      for (int j = 0; j < kHeld; ++j) held[j] += load_vector(source + j * kLanes<T>);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < kHeld; ++j) store_vector(sum + j * kLanes<T>, held[j]);
+}
+
 // sum[c] = the sum over a span of channels first..first + n.
 template <class T>
 DGE_INLINE void sum_span(const Tokens& x, int64_t image, const Span& span, int64_t first, int64_t n, Acc<T>* sum) {
+  if constexpr (std::is_same_v<T, Acc<T>>) {
+    constexpr int64_t kWidth = kHeld * kLanes<T>;
+    for (; n >= kWidth; n -= kWidth, first += kWidth, sum += kWidth) sum_held(x, image, span, first, sum);
+    if (n == 0) return;
+  }
   const T* rows[kRows];
   int count = 0;
   bool started = false;
@@ -100,23 +125,35 @@ void scatter_rows(const ScatterArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+template <class A>
+DGE_INLINE A sum_lanes(Vec<A> v) {
+  A lane[kLanes<A>];
+  store_vector(lane, v);
+  for (int64_t width = kLanes<A> / 2; width > 0; width /= 2) {
+    for (int64_t i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
 // out[s] += a · b[s] for N rows b[s], in sums that do not wait for each other.
 template <int N, class A>
 DGE_INLINE void add_dots(const A* a, const A* b, int64_t stride, int64_t n, A* out) {
-  constexpr int kSums = 32;
-  A partial[N][kSums] = {};
+  constexpr int64_t kStep = 2 * kLanes<A>;
+  Vec<A> even[N] = {}, odd[N] = {};
   int64_t c = 0;
-  for (; c + kSums <= n; c += kSums) {
+  for (; c + kStep <= n; c += kStep) {
+    const Vec<A> first = load_vector(a + c), second = load_vector(a + c + kLanes<A>);
+#pragma GCC unroll 3
     for (int s = 0; s < N; ++s) {
-      for (int i = 0; i < kSums; ++i) partial[s][i] += a[c + i] * b[s * stride + c + i];
+      even[s] += first * load_vector(b + s * stride + c);
+      odd[s] += second * load_vector(b + s * stride + c + kLanes<A>);
     }
   }
+#pragma GCC unroll 3
   for (int s = 0; s < N; ++s) {
-    for (int i = 0; c + i < n; ++i) partial[s][i] += a[c + i] * b[s * stride + c + i];
-    for (int width = kSums / 2; width > 0; width /= 2) {
-      for (int i = 0; i < width; ++i) partial[s][i] += partial[s][i + width];
-    }
-    out[s] += partial[s][0];
+    A rest = 0;
+    for (int64_t i = c; i < n; ++i) rest += a[i] * b[s * stride + i];
+    out[s] += sum_lanes<A>(even[s] + odd[s]) + rest;
   }
 }
 

@@ -68,7 +68,6 @@ struct Device {
   }
 
   // What a plan holds is on the device: the kernels skip what lies outside instead.
-  static void check_patches(const Patch*, int64_t, const Grid&, int64_t, bool) {}
   static void check_ends(const int32_t*, int64_t, int64_t) {}
 
   static void gather(const GatherArgs& args, const Tensor& like) { cuda::gather(args, OnDevice(like).stream()); }

@@ -11,7 +11,6 @@ Tensor gather(const Tensor& x_in, const char* name, const Tensor& patches_in, co
   check_shape(x_in, name, {x_in.size(0), num_tokens(grid), x_in.size(2)});
   const Tensor x = with_dense_rows(x_in), patches = checked_patches(patches_in, x);
   const int64_t queries = patches.size(0), batch = x.size(0), channels = x.size(2);
-  Device::check_patches(rows_of(patches), queries, grid, batch, false);
   Tensor out = empty_like<2>(x, {queries, channels}, x.scalar_type());
   Device::gather(
       {type_of(x, name), queries, batch, tokens_of(x), out.mutable_data_ptr(), rows_of(patches), channels, grid, mean},
@@ -26,7 +25,6 @@ Tensor scatter(const Tensor& delta_in, const char* name, const Tensor& patches_i
   check(delta.dim() == 2, name, " must have 2 dimensions");
   const int64_t queries = patches.size(0), channels = delta.size(1);
   check_shape(delta, name, {queries, channels});
-  Device::check_patches(rows_of(patches), queries, grid, batch, true);
   Tensor out = empty_like<3>(delta, {batch, num_tokens(grid), channels}, delta.scalar_type());
   Device::scatter(
       {type_of(delta, name), queries, batch, delta.const_data_ptr(), residual ? tokens_of(*residual) : Tokens{},
