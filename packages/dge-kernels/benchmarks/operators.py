@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from timing import in_turns, machine
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 import dge_kernels as dk
@@ -68,10 +70,24 @@ def moved_bytes(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
 
 
 def planning(device: str, rounds: int) -> list[Row]:
-    """plan_queries for 64 images, its wait for the device included."""
+    """plan_queries for 64 images, its wait for the device included; on CUDA also what the device itself does."""
     choice = torch.randint(0, 3, (64, 4, 4), device=device)
-    seconds = in_turns({"plan": lambda: dk.plan_queries(choice, num_prefix_tokens=1)}, device, 10 * rounds)["plan"]
-    return [{"what": "plan_queries, 64 images", "us": 1e6 * seconds}]
+    calls = {"plan_queries, 64 images": lambda: dk.plan_queries(choice, num_prefix_tokens=1)}
+    if device == "cuda":
+        calls["its work on the device alone"] = _recorded_plan(choice)
+    medians = in_turns(calls, device, 10 * rounds)
+    return [{"what": name, "us": 1e6 * seconds} for name, seconds in medians.items()]
+
+
+def _recorded_plan(choice: torch.Tensor) -> Callable[[], None]:
+    """Replays the launches of a plan from a CUDA graph, without the host's part of them."""
+    arguments = ([4, 2, 1], *GRID, 1)
+    total = dk.plan_queries(choice, num_prefix_tokens=1).total
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sums, _ = torch.ops.dge_kernels.count_queries(choice, *arguments)
+        torch.ops.dge_kernels.write_patches(choice, sums, *arguments, total)
+    return graph.replay
 
 
 def attention(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
@@ -91,11 +107,13 @@ def attention(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
                     parts = [scaled_dot_product_attention(*(t.transpose(0, 1) for t in image)) for image in images]
                     return torch.cat([part.transpose(0, 1) for part in parts])
 
-                medians = in_turns(
-                    {"ours": lambda q=q, k=k, v=v, plan=plan: dk.ragged_attention(q, k, v, plan), "loop": per_image},
-                    device,
-                    rounds,
-                )
+                calls = {
+                    "ours": lambda q=q, k=k, v=v, plan=plan: dk.ragged_attention(q, k, v, plan),
+                    "loop": per_image,
+                }
+                if device == "cuda" and dtype != torch.float32:
+                    calls["varlen"] = _varlen_alone(q, k, v, plan)
+                medians = in_turns(calls, device, rounds)
                 rows.append(
                     {
                         "what": f"attention, {batch} x {channels} channels, {name}",
@@ -105,7 +123,16 @@ def attention(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
                         "loop / ours": medians["loop"] / medians["ours"],
                     }
                 )
+                if "varlen" in medians:
+                    rows[-1]["varlen / ours"] = medians["varlen"] / medians["ours"]
     return rows
+
+
+def _varlen_alone(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: dk.QueryPlan) -> Callable[[], object]:
+    """torch's kernel with everything that it needs at hand."""
+    keys, values = (t.flatten(0, 1).contiguous() for t in (k, v))
+    ends = torch.arange(len(k) + 1, device=q.device, dtype=torch.int32) * k.shape[1]
+    return lambda: varlen_attn(q, keys, values, plan.cu_seqlens, ends, plan.max_seqlen, k.shape[1])
 
 
 def fusion(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
