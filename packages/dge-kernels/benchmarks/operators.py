@@ -24,48 +24,36 @@ Row = dict[str, object]
 GRID = (16, 16)
 
 
-def moved_bytes(device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
-    """pool, unpool and route: bytes per second, as a share of what a copy of a large tensor reaches."""
-    batch, channels = (256, 384) if device == "cuda" else (32, 384)
+def moved_bytes(batch: int, device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
+    """pool, unpool and route: bytes per second, as a share of what a copy of all tokens reaches."""
+    channels = 384
     x = torch.randn(batch, 257, channels, device=device, dtype=dtype)
     plan = dk.plan_queries(torch.randint(0, 3, (batch, 4, 4), device=device), num_prefix_tokens=1)
     delta = torch.randn(plan.total, channels, device=device, dtype=dtype)
-    weight = torch.randn(3, channels, device=device)
+    weight, bias = torch.randn(3, channels, device=device), torch.zeros(3, device=device)
     target = torch.empty_like(x)
-    medians = in_turns(
-        {
-            "copy": lambda: target.copy_(x),
-            "read": lambda: x.sum(),
-            "pool_queries": lambda: dk.pool_queries(x, plan),
-            "unpool_queries": lambda: dk.unpool_queries(delta, plan, x),
-            "route": lambda: dk.route(x, weight, grid=GRID, num_prefix_tokens=1),
-        },
-        device,
-        rounds,
-    )
-    # Apart from the rest, which it would push out of the processor's cache.
-    large = torch.empty(2**26, device=device, dtype=dtype).zero_()
-    beyond = torch.empty_like(large)
-    medians |= in_turns({"copy of 2^26 elements": lambda: beyond.copy_(large)}, device, rounds)
-    dense, ragged = x.numel() * x.element_size(), delta.numel() * delta.element_size()
-    moved = {
-        "copy": 2 * dense,
-        "copy of 2^26 elements": 2 * large.numel() * large.element_size(),
-        "read": dense,
-        "pool_queries": dense + ragged,
-        "unpool_queries": 2 * dense + ragged,
-        "route": dense,
+    calls = {
+        "copy": lambda: target.copy_(x),
+        "copy into new memory": lambda: x.clone(),
+        "read": lambda: x.sum(),
+        "pool_queries": lambda: dk.pool_queries(x, plan),
+        "unpool_queries": lambda: dk.unpool_queries(delta, plan, x),
+        "route": lambda: dk.route(x, weight, bias, grid=GRID, num_prefix_tokens=1),
     }
+    dense, ragged = x.numel() * x.element_size(), delta.numel() * delta.element_size()
+    moved = dict(zip(calls, (2 * dense, 2 * dense, dense, dense + ragged, 2 * dense + ragged, dense), strict=True))
+    medians = in_turns(calls, device, rounds)
     speed = {name: moved[name] / seconds for name, seconds in medians.items()}
     return [
         {
-            "what": name,
+            f"{batch} images": name,
             "ms": 1e3 * medians[name],
             "GB/s": speed[name] / 1e9,
             "of a copy's": speed[name] / speed["copy"],
-            "time / a read's": medians[name] / medians["read"] if name != "copy of 2^26 elements" else "",
+            "of a new copy's": speed[name] / speed["copy into new memory"],
+            "time / a read's": medians[name] / medians["read"],
         }
-        for name in moved
+        for name in calls
     ]
 
 
@@ -197,7 +185,7 @@ def main() -> None:
     where = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in where.items()) + f", {name}\n")
     tables = {
-        "bytes": moved_bytes(options.device, dtype, options.rounds),
+        **{f"bytes, {batch} images": moved_bytes(batch, options.device, dtype, options.rounds) for batch in (32, 256)},
         "planning": planning(options.device, options.rounds),
         "attention": attention(options.device, dtype, options.rounds),
         "fusion": fusion(options.device, dtype, options.rounds),

@@ -8,7 +8,7 @@
 namespace DGE_ISA {
 
 // Channels that are summed at a time: their accumulators stay in the first-level cache.
-constexpr int64_t kChunk = 512;
+constexpr int64_t kChunk = 768;
 
 template <class T>
 DGE_INLINE const T* token_row(const Tokens& tokens, int64_t image, int64_t token) {
@@ -41,30 +41,45 @@ DGE_INLINE void sum_rows(const T* const* rows, int count, int64_t n, Acc<T>* sum
   }
 }
 
-// Vectors of channels that are summed in registers over all of a span's tokens.
-constexpr int kHeld = 8;
+// Vectors of channels that are summed in registers over all of a span's tokens: as many as there are registers for, so
+// that memory is read in runs as long as possible.
+#if DGE_VECTOR_BYTES == 64
+constexpr int kHeld = 24;
+#else
+constexpr int kHeld = 12;
+#endif
 
-// sum[c] = the sum over a span of kHeld vectors of channels from `first`, where tokens are of the accumulator's type.
-template <class T>
+// sum[c] = the sum over a span of V vectors of channels from `first`, where tokens are of the accumulator's type.
+template <int V, class T>
 DGE_INLINE void sum_held(const Tokens& x, int64_t image, const Span& span, int64_t first, T* sum) {
-  Vec<T> held[kHeld] = {};
+  Vec<T> held[V] = {};
   for (int32_t row = 0; row < span.rows; ++row) {
     const T* source = token_row<T>(x, image, token_of(span, row, 0)) + first;
     for (int32_t col = 0; col < span.cols; ++col, source += x.token_stride) {
-#pragma GCC unroll 8
-      for (int j = 0; j < kHeld; ++j) held[j] += load_vector(source + j * kLanes<T>);
+#pragma GCC unroll 24
+      for (int j = 0; j < V; ++j) held[j] += load_vector(source + j * kLanes<T>);
     }
   }
-#pragma GCC unroll 8
-  for (int j = 0; j < kHeld; ++j) store_vector(sum + j * kLanes<T>, held[j]);
+#pragma GCC unroll 24
+  for (int j = 0; j < V; ++j) store_vector(sum + j * kLanes<T>, held[j]);
+}
+
+// The same for as many vectors as fit n channels; returns how many channels that were.
+template <int V, class T>
+DGE_INLINE int64_t sum_while_fits(const Tokens& x, int64_t image, const Span& span, int64_t first, int64_t n, T* sum) {
+  constexpr int64_t kWidth = V * kLanes<T>;
+  int64_t done = 0;
+  for (; n - done >= kWidth; done += kWidth) sum_held<V>(x, image, span, first + done, sum + done);
+  return done;
 }
 
 // sum[c] = the sum over a span of channels first..first + n.
 template <class T>
 DGE_INLINE void sum_span(const Tokens& x, int64_t image, const Span& span, int64_t first, int64_t n, Acc<T>* sum) {
   if constexpr (std::is_same_v<T, Acc<T>>) {
-    constexpr int64_t kWidth = kHeld * kLanes<T>;
-    for (; n >= kWidth; n -= kWidth, first += kWidth, sum += kWidth) sum_held(x, image, span, first, sum);
+    int64_t done = sum_while_fits<kHeld>(x, image, span, first, n, sum);
+    done += sum_while_fits<4>(x, image, span, first + done, n - done, sum + done);
+    first += done, n -= done, sum += done;
     if (n == 0) return;
   }
   const T* rows[kRows];
