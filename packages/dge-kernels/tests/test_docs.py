@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 
+import dge_kernels
 from dge_kernels import functional
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_docstrings() -> None:
-    result = doctest.testmod(functional)
-    assert result.attempted >= 5
+@pytest.mark.parametrize("name", [*functional.__all__, "build_info"])
+def test_every_function_has_an_example_that_runs(name: str) -> None:
+    function = getattr(dge_kernels, name)
+    (test,) = doctest.DocTestFinder(recurse=False).find(function, name)
+    result = doctest.DocTestRunner().run(test)
+    assert result.attempted >= 2
     assert result.failed == 0
 
 

@@ -53,6 +53,12 @@ def build_info() -> BuildInfo:
 
     Returns:
         A dictionary that JSON can hold. `cpu_reason` and `cuda_reason` say why a library is not loaded.
+
+    Example:
+        >>> import dge_kernels
+        >>> facts = dge_kernels.build_info()
+        >>> facts["cpu_loaded"], facts["oldest_torch"]
+        (True, '2.10')
     """
     build, cpu, cuda = _library.BUILD, _library.CPU, _library.CUDA
     return {
