@@ -9,6 +9,18 @@ enum class Type : int32_t { f32, f64, f16, bf16 };
 
 enum class Index : int32_t { u8, i8, i16, i32, i64 };
 
+// What values of a storage type are added up in.
+template <class T>
+struct Accumulator {
+  using type = float;
+};
+template <>
+struct Accumulator<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename Accumulator<T>::type;
+
 constexpr int kMostSplits = 256;
 
 // choice [batch, regions] indexes `sides`, the tokens per side of each split's patches.

@@ -15,17 +15,6 @@ struct BFloat {
   uint16_t bits;
 };
 
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
 template <class To, class From>
 DGE_INLINE To bits_as(From value) {
   static_assert(sizeof(To) == sizeof(From));

@@ -18,17 +18,6 @@ namespace dge::cuda {
 
 constexpr int kWarp = 32;
 
-template <class T>
-struct Accumulator {
-  using type = float;
-};
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-template <class T>
-using Acc = typename Accumulator<T>::type;
-
 DGE_BODY float load(float value) { return value; }
 DGE_BODY double load(double value) { return value; }
 DGE_BODY void store(float* out, float value) { *out = value; }
