@@ -26,6 +26,12 @@ def golden_dge() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def golden_pvt() -> Golden:
+    """DGE-PVT-Tiny."""
+    return Golden("pvt_dge_tiny")
+
+
+@pytest.fixture(scope="session")
 def golden_dense() -> Golden:
     """DeiT-Ti."""
     return Golden("deit_tiny")

@@ -9,9 +9,10 @@ import timm
 import torch
 from torch import nn
 
-from dge_models.vit import DGEVisionTransformer, routed_blocks
+from dge_models.routed import routed_blocks
 
-Build = Callable[..., DGEVisionTransformer]
+NAMES = sorted(timm.list_models(module=["dge_deit", "dge_pvt"]))
+Build = Callable[..., Any]
 Model = TypeVar("Model", bound=nn.Module)
 SMALL: dict[str, Any] = {
     "img_size": 32,
@@ -21,6 +22,19 @@ SMALL: dict[str, Any] = {
     "num_heads": 2,
     "num_classes": 7,
 }
+SMALL_PYRAMID: dict[str, Any] = {
+    "img_size": 64,
+    "embed_dims": (8, 16, 24, 32),
+    "depths": (1, 2, 1, 1),
+    "num_heads": (1, 2, 3, 4),
+    "mlp_ratios": (2, 2, 2, 2),
+    "num_classes": 7,
+}
+
+
+def small_config(name: str) -> dict[str, Any]:
+    """Arguments under which the model of this name is small."""
+    return SMALL_PYRAMID if name.startswith("pvt") else SMALL
 
 
 def scatter_routing(model: Model, seed: int = 1) -> Model:
@@ -34,6 +48,6 @@ def scatter_routing(model: Model, seed: int = 1) -> Model:
     return model
 
 
-def build_small(name: str = "deit_dge_s124_tiny_patch16_256", **kwargs: Any) -> DGEVisionTransformer:
+def build_small(name: str = "deit_dge_s124_tiny_patch16_256", **kwargs: Any) -> Any:
     """A small model in evaluation mode in which all splits occur."""
-    return scatter_routing(timm.create_model(name, **{**SMALL, **kwargs})).eval()
+    return scatter_routing(timm.create_model(name, **{**small_config(name), **kwargs})).eval()

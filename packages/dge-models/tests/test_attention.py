@@ -7,8 +7,9 @@ import torch
 from timm.layers import Attention, AttentionRope, LayerNorm
 from torch import nn
 
-from dge_models.attention import attend, refuse_unsupported
+from dge_models.attention import attend, input_width, keys_values, reduce_tokens, refuse_unsupported
 from dge_models.encoder import _full_attention
+from dge_models.pvt_block import ReducedAttention
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,7 @@ from dge_models.encoder import _full_attention
 def test_attending_to_oneself_is_timms_attention(options: dict[str, object]) -> None:
     attn = Attention(24, num_heads=3, **options).eval()
     x = torch.randn(2, 7, 24)
-    out = attend(attn, x, x, partial(_full_attention, scale=attn.scale))
+    out = attend(attn, x, *keys_values(attn, x, (1, 7)), partial(_full_attention, scale=attn.scale))
     torch.testing.assert_close(out, attn(x))
 
 
@@ -32,7 +33,9 @@ def test_the_output_gate_of_newer_timm_is_honoured() -> None:
         pytest.skip("this timm has no gated attention")
     attn = Attention(24, num_heads=3, gated=True)
     x = torch.randn(2, 7, 24)
-    torch.testing.assert_close(attend(attn, x, x, partial(_full_attention, scale=attn.scale)), attn(x))
+    torch.testing.assert_close(
+        attend(attn, x, *keys_values(attn, x, (1, 7)), partial(_full_attention, scale=attn.scale)), attn(x)
+    )
 
 
 def _with(**parts: nn.Module) -> Attention:
@@ -48,9 +51,21 @@ def _with(**parts: nn.Module) -> Attention:
         (AttentionRope(8, num_heads=2), "got AttentionRope"),
         (Attention(8, num_heads=2, attn_drop=0.1), "dropout is 0.1"),
         (_with(rotary=nn.Linear(2, 2)), r"unknown parts \['rotary'\]"),
+        (ReducedAttention(8, num_heads=2, sr_ratio=2, attn_drop=0.2), "dropout is 0.2"),
+        (ReducedAttention(8, num_heads=2, linear_attn=True), r"unknown parts \['act', 'pool'\]"),
         (_with(qkv=nn.Sequential(nn.Linear(8, 24))), "attn.qkv: got Sequential"),
     ],
 )
 def test_other_attention_is_refused_with_the_reason(attn: nn.Module, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         refuse_unsupported(attn, "blocks.0.attn")
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2, 3])
+def test_attending_to_oneself_over_reduced_tokens_is_timms_attention(sr_ratio: int) -> None:
+    attn = ReducedAttention(24, num_heads=3, sr_ratio=sr_ratio).eval()
+    x = torch.randn(2, 5 * 7, 24)
+    out = attend(attn, x, *keys_values(attn, x, (5, 7)), partial(_full_attention, scale=attn.scale))
+    torch.testing.assert_close(out, attn(x, (5, 7)))
+    assert reduce_tokens(attn, x, (5, 7)).shape == (2, (5 // sr_ratio) * (7 // sr_ratio), 24)
+    assert input_width(attn) == input_width(Attention(24, num_heads=3)) == 24

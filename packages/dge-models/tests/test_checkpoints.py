@@ -9,11 +9,12 @@ import safetensors.torch
 import timm
 import torch
 from golden import Golden, Trap, reference_weights
-from small_models import SMALL, Build
+from small_models import SMALL, SMALL_PYRAMID, Build
 
 from dge_models import from_timm, load_checkpoint, read_checkpoint
 
 SPLIT = "blocks.0.dge.splits"
+PVT = "pvt_dge_s124_tiny_256"
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -92,8 +93,15 @@ def test_a_checkpoint_of_another_model_is_one_error_and_changes_nothing(small: B
     pvt = reference_weights("pvt_dge_s124_tiny_256", 3)
     path = tmp_path / "pvt.pth"
     torch.save({"model": pvt, "args": argparse.Namespace(model="pvt_dge_s124_tiny_256")}, path)
-    reason = r"pvt\.pth \(of pvt_dge_s124_tiny_256\) doesn't fit DGEVisionTransformer: missing .* and \d+ more; unex"
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(
+        ValueError, match=r"pvt\.pth \(of pvt_dge_s124_tiny_256\) doesn't fit: it holds a pyramid \(PVT"
+    ):
+        load_checkpoint(model, path)
+    torch.save({"model": small(embed_dim=16).state_dict()}, path)
+    with pytest.raises(ValueError, match=r"pvt\.pth doesn't fit DGEVisionTransformer: cls_token is \(1, 1, 16\), exp"):
+        load_checkpoint(model, path)
+    torch.save({"model": {key: value for key, value in before.items() if "norm" not in key}}, path)
+    with pytest.raises(ValueError, match=r"doesn't fit DGEVisionTransformer: missing .* and \d+ more$"):
         load_checkpoint(model, path)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
@@ -150,3 +158,63 @@ def test_files_without_weights_are_an_error(
 def test_a_missing_file_is_an_error(small: Build, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no checkpoint file at .*nothing\.pth"):
         load_checkpoint(small(), tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_pyramids_own_weights_round_trip(small: Build, tmp_path: Path, suffix: str) -> None:
+    source, target = small(PVT), timm.create_model(PVT, **SMALL_PYRAMID)
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save(source.state_dict(), path)
+    else:
+        safetensors.torch.save_file(source.state_dict(), path)
+    load_checkpoint(target, path)
+    assert all(torch.equal(value, target.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+def test_a_pyramids_prefixes_and_averaged_weights(golden_pvt: Golden, tmp_path: Path, prefix: str) -> None:
+    weights = {f"{prefix}{key}": value for key, value in golden_pvt.weights.items()}
+    averaged = {f"{prefix}{key}": value * 2 for key, value in golden_pvt.weights.items() if "splits" not in key}
+    path = tmp_path / "reference.pth"
+    torch.save({"model": weights, "model_ema": averaged, "args": argparse.Namespace(model=golden_pvt.model)}, path)
+    model = timm.create_model(golden_pvt.model)
+    for factor in (1, 2):
+        load_checkpoint(model, path, use_ema=factor == 2)
+        assert torch.equal(model.stages[3].cls_token, golden_pvt.weights["cls_token"] * factor)
+        query = model.stages[1].blocks[1].attn.q.weight
+        assert torch.equal(query, golden_pvt.weights["block2.1.attn.q.weight"] * factor)
+
+
+def test_a_pyramids_positions_are_resized_bilinearly(small: Build, tmp_path: Path) -> None:
+    source, target = small(PVT), small(PVT, img_size=(96, 64))
+    torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+    load_checkpoint(target, tmp_path / "weights.pth")
+    images = torch.randn(1, 3, 96, 64)
+    torch.testing.assert_close(target(images), source(images))
+    assert torch.equal(target.stages[3].pos_embed[:, :1], source.stages[3].pos_embed[:, :1])
+
+
+def test_a_pyramids_head_can_be_kept(small: Build, tmp_path: Path) -> None:
+    source, target = small(PVT, num_classes=9), small(PVT)
+    torch.save({"model": source.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"head.weight is \(9, 32\), expected \(7, 32\).*reset_head=True"):
+        load_checkpoint(target, tmp_path / "weights.pth")
+    load_checkpoint(target, tmp_path / "weights.pth", reset_head=True)
+    assert torch.equal(target.stages[0].pos_embed, source.stages[0].pos_embed)
+
+
+def test_a_pyramid_refuses_a_deits_weights(small: Build, tmp_path: Path) -> None:
+    torch.save({"model": small().state_dict()}, tmp_path / "deit.pth")
+    with pytest.raises(ValueError, match=r"deit\.pth doesn't fit: it holds a vision transformer without stages"):
+        load_checkpoint(small(PVT), tmp_path / "deit.pth")
+    with pytest.raises(ValueError, match="state_dict: doesn't fit: it holds a vision transformer without stages"):
+        small(PVT).load_state_dict(small().state_dict())
+    with pytest.raises(ValueError, match=r"state_dict: doesn't fit: it holds a pyramid \(PVT\)"):
+        small().load_state_dict(small(PVT).state_dict())
+
+
+def test_timms_own_pyramids_are_not_taken_for_ours(tmp_path: Path) -> None:
+    model = timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), num_classes=3)
+    torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
+    load_checkpoint(timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), num_classes=3), tmp_path / "weights.pth")

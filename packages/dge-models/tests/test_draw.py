@@ -71,6 +71,30 @@ def test_heat_map_of_a_single_split_and_of_a_clipped_grid() -> None:
     assert draw_heat_map(GREY[:, :28, :36], maps, grid=(7, 9), size=28).size == (36, 28)
 
 
+def test_heat_map_of_layers_with_grids_of_their_own() -> None:
+    """A coarse layer counts where it lies: here it is fine in its left half alone."""
+    fine, half = torch.full((4, 4), 2), torch.tensor([[0, 2], [0, 2]])
+    picture = draw_heat_map(GREY, [fine, half], grids=[(16, 16), (8, 8)], size=48)
+    left, right = picture.getpixel((12, 24)), picture.getpixel((36, 24))
+    both_coarse = draw_heat_map(GREY, [fine, torch.full((2, 2), 2)], grids=[(16, 16), (8, 8)], size=48)
+    assert right == both_coarse.getpixel((36, 24))
+    assert left != right
+    assert picture.getpixel((22, 2)) == left
+    assert picture.getpixel((26, 2)) == right
+
+
+def test_heat_maps_of_equal_grids_do_not_depend_on_how_they_are_given() -> None:
+    maps = [torch.randint(0, 3, (2, 3)) for _ in range(3)]
+    one = draw_heat_map(GREY[:, :28, :36], maps, grid=(7, 9), size=56)
+    assert one.tobytes() == draw_heat_map(GREY[:, :28, :36], maps, grids=[(7, 9)] * 3, size=56).tobytes()
+
+
+@pytest.mark.parametrize(("kwargs", "got"), [({"grids": [(12, 12)]}, "1"), ({"grids": [], "grid": (12, 12)}, "a grid")])
+def test_grids_must_be_one_per_layer(kwargs: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=f"grids: got {got}.*; expected one per layer, 2, and no grid"):
+        draw_heat_map(GREY, [torch.zeros(3, 3, dtype=torch.int)] * 2, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("image", "granularity", "kwargs", "reason"),
     [

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small_models import Build, scatter_routing
+from small_models import Build, build_small, scatter_routing
 from timm.layers import set_fused_attn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -128,6 +128,74 @@ def test_a_converted_model_adds_its_routers_alone() -> None:
     images = torch.randn(2, 3, 64, 64)
     routers = 2 * 1 * 48 * (1 + 3)
     assert count_macs(from_timm(model), images).static_total == count_macs(model, images).static_total + routers
+
+
+PVT = "pvt_dge_s124_tiny_256"
+
+
+def test_formula_of_a_pyramid_written_out(small: Build) -> None:
+    """Stages of 16 × 16, 8 × 8 (two blocks), 4 × 4 and 2 × 2 + 1 tokens; each leaves 2 × 2 keys, the last all 5."""
+    model, images = small(PVT), torch.randn(3, 3, 64, 64)
+    count, queries = count_macs(model, images), trace(model, images).queries.double()
+    stages = [(256, 8, 1, 8, 4), (64, 16, 2, 4, 4), (64, 16, 2, 4, 4), (16, 24, 3, 2, 4), (5, 32, 4, 1, 5)]
+    for layer, (n, c, h, r, m) in enumerate(stages):
+        q = queries[layer]
+        regions = max(n // 16, 1)
+        fixed = n * c + 2 * m * c**2 + regions * 4 * c + ((n * c**2 + m * c) if r > 1 else 0)
+        per_query = c + 2 * c**2 + 2 * m * c + 3 * m * h + 2 * 2 * c**2 + 2 * c
+        torch.testing.assert_close(count.layers[layer], fixed + q * per_query, rtol=1e-12, atol=0)
+        assert count.static_layers[layer] == fixed + n * per_query
+    embed = [(256, 48, 8), (64, 8 * 4, 16), (16, 16 * 4, 24), (4, 24 * 4, 32)]
+    outside = sum(n * (wide * c + c) for n, wide, c in embed) + 32 * 7
+    torch.testing.assert_close(count.total, count.layers.sum(0) + outside, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["pvt_tiny_256", PVT])
+@pytest.mark.parametrize("size", [(64, 64), (75, 130)])
+def test_pyramid_counts_agree_with_torchs_counter(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: tuple[int, int]
+) -> None:
+    """On what torch counts: products, attention, convolutions. Here the rest is subtracted by formula."""
+    monkeypatch.setattr(encoder, "ragged_attention", dge_kernels.reference.ragged_attention)
+    set_fused_attn(False)
+    try:
+        model = build_small(name, num_classes=0)
+    finally:
+        set_fused_attn(True)
+    images = torch.randn(1, 3, *size)
+    count = count_macs(model, images)
+    grids = [(size[0] // stride, size[1] // stride) for stride in (4, 8, 8, 16, 32)]
+    tokens = [rows * cols + (index == 4) for index, (rows, cols) in enumerate(grids)]
+    queries = trace(model, images).queries[:, 0].tolist() if name == PVT else tokens
+    assert (queries != tokens) == (name == PVT)
+    uncounted = 0.0
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    for block, grid, n, q, r in zip(blocks, grids, tokens, queries, (8, 4, 4, 2, 1), strict=True):
+        width, keys = block.norm1.normalized_shape[0], (grid[0] // r) * (grid[1] // r) if r > 1 else n
+        reduction_norm = keys * width if r > 1 else 0
+        uncounted += (n + q) * width + reduction_norm + 3 * q * keys * block.attn.num_heads
+        uncounted += q * block.mlp.fc1.out_features
+        if name == PVT:
+            uncounted += -(-grid[0] // 4) * -(-grid[1] // 4) * width  # the regions' means; their logits are products
+    uncounted += sum(grids[index][0] * grids[index][1] * width for index, width in ((0, 8), (1, 16), (3, 24), (4, 32)))
+    flops = _flops(model, images) + (_logit_flops(model, grids) if name == PVT else 0)
+    assert (count.total[0].item() - uncounted) * 2 == pytest.approx(flops, rel=0.01)
+
+
+def _logit_flops(model: nn.Module, grids: list[tuple[int, int]]) -> int:
+    """What torch's counter can't see of the routers: their fused kernel."""
+    blocks = [block for stage in model.stages for block in stage.blocks]
+    widths = [block.norm1.normalized_shape[0] for block in blocks]
+    return 2 * sum(-(-h // 4) * -(-w // 4) * width * 3 for (h, w), width in zip(grids, widths, strict=True))
+
+
+@pytest.mark.parametrize("name", ["pvt_tiny_256", PVT])
+def test_published_pyramids_static_count(name: str) -> None:
+    """PVT-Tiny is known as a model of 1.9 G at 224 pixels; 256 pixels have 1.31 times as many."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert model_macs(model, (56, 56)).static == pytest.approx(1.9e9, rel=0.03)
+    assert model_macs(model, (64, 64)).static == pytest.approx(1.9e9 * (256 / 224) ** 2, rel=0.05)
 
 
 def test_models_of_unknown_cost_are_refused() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
-from dge_models.router import Router, deterministic_routing, gumbel_noise, region_means
+from dge_models.router import Router, deterministic_routing, gumbel_noise, region_means, split_costs
 
 
 def _slow_means(x: torch.Tensor, size: int) -> torch.Tensor:
@@ -113,3 +115,42 @@ def test_queries_carry_a_gradient_to_the_router() -> None:
     routing.queries.sum().backward()
     assert router.gate.weight.grad is not None
     assert router.gate.weight.grad.abs().sum() > 0
+
+
+def test_shift_moves_training_logits_by_cost_and_nothing_else() -> None:
+    router, x = Router(8).train(), torch.randn(2, 16, 8)
+    noise = torch.zeros(2, 1, 1, 3)
+    plain = router(x, (4, 4), noise=noise).logits
+    router.shift_training(-2.0)
+    shifted = router(x, (4, 4), noise=noise).logits
+    torch.testing.assert_close(shifted - plain, torch.tensor([-2.0, -0.5, -0.125]).expand(2, 1, 1, 3))
+    torch.testing.assert_close(router.logits(x, (4, 4)), plain)
+    torch.testing.assert_close(router.eval()(x, (4, 4)).logits, plain)
+    assert "shift" not in router.state_dict()
+    router.train().shift_training(None)
+    assert torch.equal(router(x, (4, 4), noise=noise).logits, plain)
+
+
+def test_shift_follows_the_routers_device_and_is_copied() -> None:
+    router = Router(8)
+    router.shift_training(1.0)
+    assert router.to("meta").shift.device.type == "meta"
+    twin = Router(8)
+    twin.shift_training(3.0)
+    clone = copy.deepcopy(twin)
+    twin.shift_training(5.0)
+    assert clone.shift.tolist() == [3.0, 0.75, 0.1875]
+
+
+def test_logits_without_noise_are_reported() -> None:
+    router, x = Router(8).train(), torch.randn(2, 16, 8)
+    noise = torch.randn(2, 1, 1, 3) * 10
+    routing = router(x, (4, 4), noise=noise)
+    torch.testing.assert_close(routing.logits, router.logits(x, (4, 4)))
+    assert not routing.logits.requires_grad
+    assert torch.equal((routing.logits + noise).argmax(-1), routing.choice.long())
+
+
+def test_costs_of_splits() -> None:
+    assert split_costs((4, 2, 1)).tolist() == [1.0, 0.25, 0.0625]
+    assert split_costs((2, 1)).tolist() == [1.0, 0.25]

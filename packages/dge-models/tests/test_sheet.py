@@ -56,6 +56,13 @@ def test_a_trace_is_drawn_with_a_row_per_image_and_a_column_per_layer(small: Bui
     assert fewer.height < sheet.height
 
 
+def test_a_pyramids_trace_is_drawn_with_a_grid_per_layer(small: Build) -> None:
+    images = torch.rand(2, 3, 64, 96)
+    result = trace(small("pvt_dge_s124_tiny_256"), images)
+    sheet = draw_trace(images, result, size=96)
+    assert sheet.width == 10 + 7 * (96 + 10)
+
+
 def test_images_of_another_trace_are_refused(small: Build) -> None:
     result = trace(small(), torch.rand(2, 3, 32, 32))
     with pytest.raises(ValueError, match="images: got 3; expected the 2 of the trace"):

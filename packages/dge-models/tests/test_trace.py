@@ -24,6 +24,16 @@ def test_a_trace_is_what_the_model_does_in_evaluation(small: Build) -> None:
     assert result.grid == (7, 8)
 
 
+def test_a_pyramids_trace_has_a_grid_per_layer(small: Build) -> None:
+    model, images = small("pvt_dge_s124_tiny_256"), torch.randn(2, 3, 64, 96)
+    result = trace(model, images)
+    assert result.grids == [(16, 24), (8, 12), (8, 12), (4, 6), (2, 3)]
+    assert result.grid == (16, 24)
+    assert [part.shape for part in result.granularity] == [(2, 4, 6), (2, 2, 3), (2, 2, 3), (2, 1, 2), (2, 1, 1)]
+    assert result.queries.shape == (5, 2)
+    assert torch.equal(result.macs, count_macs(model, images).total)
+
+
 def test_an_empty_batch(small: Build) -> None:
     result = trace(small(), torch.randn(0, 3, 32, 32))
     assert result.queries.shape == (3, 0)

@@ -13,8 +13,16 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from dge_models import BudgetLoss, deterministic_routing, set_training_mode
+from dge_models.routed import routed_blocks
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed package")
+
+every_kind = pytest.mark.parametrize("name", ["deit_dge_s124_tiny_patch16_256", "pvt_dge_s124_tiny_256"])
+
+
+def _images(name: str) -> torch.Tensor:
+    size = 64 if name.startswith("pvt") else 32
+    return torch.randn(2, 3, size, size)
 
 
 @pytest.fixture(autouse=True)
@@ -24,24 +32,26 @@ def _one_process() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@every_kind
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
-def test_ddp_hands_out_routings_and_finds_every_parameter_used(small: Build, mode: str) -> None:
-    model = small(training_mode=mode).train()
+def test_ddp_hands_out_routings_and_finds_every_parameter_used(small: Build, name: str, mode: str) -> None:
+    model = small(name, training_mode=mode).train()
     wrapped = DistributedDataParallel(model)
     for _ in range(2):
-        logits, routings = wrapped(torch.randn(2, 3, 32, 32), return_routing=True)
+        logits, routings = wrapped(_images(name), return_routing=True)
         (logits.square().mean() + BudgetLoss()(model, routings)).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@every_kind
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
-def test_fsdp2_shards_block_by_block(small: Build, mode: str) -> None:
-    model, images = small().train(), torch.randn(2, 3, 32, 32)
+def test_fsdp2_shards_block_by_block(small: Build, name: str, mode: str) -> None:
+    model, images = small(name).train(), _images(name)
     set_training_mode(model, mode)
     with deterministic_routing():
         expected = model(images)
     mesh = init_device_mesh("cpu", (1,))
-    for block in model.blocks:
+    for block in routed_blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     with deterministic_routing():

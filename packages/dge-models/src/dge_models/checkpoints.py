@@ -17,7 +17,8 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from dge_models.reference_keys import split_mismatch, to_timm_keys
+from dge_models.pvt_stage import fit_positions
+from dge_models.reference_keys import refuse_misfit, to_timm_keys
 
 __all__ = ["load_checkpoint", "read_checkpoint"]
 
@@ -95,8 +96,8 @@ def load_checkpoint(
     """Load weights into a model of this package or of timm.
 
     Takes the authors' ``.pth`` files as they are, timm's and ours (``.pth`` or ``.safetensors``), with the
-    prefixes that DDP and ``torch.compile`` add. A position embedding of another grid is resized bicubically,
-    prefix tokens kept.
+    prefixes that DDP and ``torch.compile`` add. A position embedding of another grid is resized (bicubically
+    for vision transformers, bilinearly for pyramids), prefix tokens kept.
 
     Args:
         model: Changed in place, and only if everything fits.
@@ -114,10 +115,8 @@ def load_checkpoint(
     weights = _select(checkpoint, use_ema, path)
     origin = getattr(checkpoint.get("args"), "model", None)
     named = f"{path} (of {origin})" if isinstance(origin, str) else str(path)
-    mismatch = split_mismatch(weights, model)
-    if mismatch is not None:
-        raise ValueError(f"path: {named} doesn't fit: {mismatch}")
-    weights = to_timm_keys(weights)
+    refuse_misfit(weights, model, f"path: {named} doesn't fit")
+    weights = fit_positions(to_timm_keys(weights), model)
     own = model.state_dict()
     if "pos_embed" in weights and "pos_embed" in own:
         weights["pos_embed"] = _fit_position_embedding(weights["pos_embed"], own["pos_embed"], model, named)

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter
 from torch import Tensor
 
-from dge_models.reference_keys import accept_reference_keys, split_mismatch, to_timm_keys
+from dge_models.reference_keys import accept_reference_keys, refuse_misfit, to_timm_keys
 from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
 
 __all__ = ["checkpoint_filter_fn"]
@@ -38,11 +38,9 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: VisionTransfor
         Weights under timm's names, the position embedding resized bicubically where the grid differs.
 
     Raises:
-        ValueError: The weights' split sets are not the model's.
+        ValueError: The weights are a pyramid's, or their split sets are not the model's.
     """
-    mismatch = split_mismatch(state_dict, model)
-    if mismatch is not None:
-        raise ValueError(f"state_dict: doesn't fit: {mismatch}")
+    refuse_misfit(state_dict, model, "state_dict: doesn't fit")
     filtered: dict[str, Tensor] = timm_filter(to_timm_keys(state_dict), model, antialias=False)
     return filtered
 

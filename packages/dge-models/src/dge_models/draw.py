@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
@@ -140,12 +141,38 @@ def draw_granularity(
     return Image.alpha_composite(picture, overlay).convert("RGB")
 
 
+def _grids_of(
+    granularities: Sequence[Tensor],
+    splits: tuple[int, ...],
+    grid: tuple[int, int] | None,
+    grids: Sequence[tuple[int, int]] | None,
+) -> list[tuple[int, int]]:
+    if grids is None:
+        return [_grid_of(granularity, splits, grid) for granularity in granularities]
+    if grid is not None or len(grids) != len(granularities):
+        given = "a grid beside them" if grid is not None else str(len(grids))
+        raise ValueError(f"grids: got {given}; expected one per layer, {len(granularities)}, and no grid")
+    return [_grid_of(granularity, splits, own) for granularity, own in zip(granularities, grids, strict=True)]
+
+
+def _mean_share(granularities: Sequence[Tensor], splits: tuple[int, ...], grids: Sequence[tuple[int, int]]) -> Tensor:
+    """Queries per token, averaged over the layers, for every token of the finest grid: float32 [H, W]."""
+    finest = (max(rows for rows, _ in grids), max(cols for _, cols in grids))
+    shares = []
+    for granularity, (rows, cols) in zip(granularities, grids, strict=True):
+        share = token_share(granularity, splits)
+        tokens = share.repeat_interleave(splits[0], 0).repeat_interleave(splits[0], 1)[:rows, :cols]
+        shares.append(F.interpolate(tokens[None, None], finest, mode="nearest-exact")[0, 0])
+    return torch.stack(shares).mean(0)
+
+
 def draw_heat_map(
     image: Image.Image | Tensor,
     granularities: Sequence[Tensor],
     splits: Sequence[int] = (4, 2, 1),
     *,
     grid: tuple[int, int] | None = None,
+    grids: Sequence[tuple[int, int]] | None = None,
     size: int = 384,
 ) -> Image.Image:
     """Draw the mean number of queries per token over several layers, from blue (few) to orange (many).
@@ -154,25 +181,26 @@ def draw_heat_map(
         image: As in :func:`draw_granularity`.
         granularities: One integer [Hr, Wr] per layer.
         splits: Queries per region side, finest first.
-        grid: (H, W) of the token grid; by default all regions are whole.
+        grid: (H, W) of the token grid, where all layers have the same; by default all regions are whole.
+        grids: One grid per layer instead, where they differ, as in a pyramid. Coarser ones are drawn at the
+            resolution of the finest.
         size: Pixels that the longer side of the result has at least.
 
     Returns:
         An RGB picture. The colour is linear in the logarithm of the queries, as the splits are.
 
     Raises:
-        ValueError: There is no layer, or an argument has the wrong shape, type or range.
+        ValueError: There is no layer, both or too few grids are given, or an argument has the wrong shape,
+            type or range.
     """
     splits = check_splits(splits)
     if not granularities:
         raise ValueError("granularities: got none; expected one map per layer")
-    grids = [_grid_of(granularity, splits, grid) for granularity in granularities]
-    share = torch.stack([token_share(granularity, splits) for granularity in granularities]).mean(0)
+    share = _mean_share(granularities, splits, _grids_of(granularities, splits, grid, grids))
     lowest = token_share(torch.tensor(len(splits) - 1), splits).log()
     level = 1 - share.log() / lowest if len(splits) > 1 else torch.ones_like(share)
     picture = enlarge(image, size)
     colors = torch.tensor([[_ramp(value) for value in row] for row in level.tolist()], dtype=torch.uint8)
-    tokens = colors.repeat_interleave(splits[0], 0).repeat_interleave(splits[0], 1)
-    heat = to_pil_image(tokens[: grids[0][0], : grids[0][1]].permute(2, 0, 1))
+    heat = to_pil_image(colors.permute(2, 0, 1))
     heat = heat.resize(picture.size, Image.Resampling.NEAREST)
     return Image.blend(picture.convert("L").convert("RGB"), heat, 0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
 
@@ -11,11 +12,13 @@ from timm.models import register_notrace_module
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from dge_kernels import QueryPlan, plan_queries, pool_queries, ragged_attention, unpool_queries
-from dge_models.attention import attend, refuse_unsupported
+from dge_kernels import QueryPlan, plan_queries_async, pool_queries, ragged_attention, unpool_queries
+from dge_models.attention import attend, input_width, keys_values, refuse_unsupported
 from dge_models.dense import pool_every_split, recombine
+from dge_models.fixed_layout import FixedLayout
+from dge_models.pvt_block import PyramidBlock
 from dge_models.router import Router
-from dge_models.routing import Routing, region_grid
+from dge_models.routing import Routing, region_grid, straight_through
 
 __all__ = ["DGEBlock", "DropPathMode", "TrainingMode", "set_training_mode"]
 
@@ -35,8 +38,8 @@ def _make_router(attn: Any, name: str, splits: tuple[int, ...], training_mode: s
     _one_of("training_mode", training_mode, get_args(TrainingMode))
     _one_of("drop_path_mode", drop_path_mode, get_args(DropPathMode))
     refuse_unsupported(attn, f"{name}.attn")
-    weight = attn.qkv.weight
-    return Router(weight.shape[1], splits, device=weight.device, dtype=weight.dtype)
+    weight = attn.proj.weight
+    return Router(input_width(attn), splits, device=weight.device, dtype=weight.dtype)
 
 
 @register_notrace_module
@@ -88,7 +91,7 @@ class DGEBlock(Block):
         """Turn a timm block into a routed one, in place: its parameters, hooks and mode stay as they are.
 
         Args:
-            block: timm's ``Block``.
+            block: timm's ``Block``, or this package's :class:`PyramidBlock`.
             name: How to call it in errors, such as "blocks.3".
             splits: As in the constructor.
             training_mode: As in the constructor.
@@ -102,7 +105,7 @@ class DGEBlock(Block):
         """
         if isinstance(block, cls):
             raise ValueError(f"{name}: is routed already; expected timm's plain Block")
-        if type(block) is not Block:
+        if type(block) not in (Block, PyramidBlock):
             raise ValueError(
                 f"{name}: got {type(block).__name__}; expected timm's plain pre-norm Block (parallel, "
                 "post-norm and windowed blocks can't be routed)"
@@ -120,6 +123,8 @@ class DGEBlock(Block):
         self.router = router.train(self.training)
         self.training_mode: TrainingMode = training_mode
         self.drop_path_mode: DropPathMode = drop_path_mode
+        # What set_fixed_queries puts here replaces the dynamic choice in evaluation.
+        self.fixed_layout: FixedLayout | None = None
 
     def forward(  # type: ignore[override]  # a routed block has to know the grid
         self,
@@ -147,6 +152,8 @@ class DGEBlock(Block):
         """
         if not self.training and noise is not None:
             raise ValueError("noise: got a tensor in evaluation mode; expected None, evaluation takes the argmax")
+        if not self.training and self.fixed_layout is not None:
+            return self._compute_fixed(x, grid, num_prefix_tokens, return_routing, self.fixed_layout)
         if not self.training and not torch.is_grad_enabled():
             return self._infer(x, grid, num_prefix_tokens, return_routing)
         if noise is None:
@@ -168,27 +175,62 @@ class DGEBlock(Block):
     ) -> Tensor | tuple[Tensor, Routing]:
         splits = self.router.splits
         choice = self.router.choose(x, grid, num_prefix_tokens)
-        plan = plan_queries(choice, splits, grid=grid, num_prefix_tokens=num_prefix_tokens)
-        delta = self._change(pool_queries(x, plan), x, plan, overwrite=True)
+        plan, keys = self._plan_and_keys(x, choice, grid, num_prefix_tokens)
+        delta = self._change(pool_queries(x, plan), keys, plan, overwrite=True)
         out = unpool_queries(delta.to(x.dtype), plan, x)
         if not return_routing:
             return out
         gate = F.one_hot(choice.long(), len(splits)).float()
         return out, Routing.from_gate(choice, gate, grid, num_prefix_tokens, splits)
 
-    def _compute_chosen_split(self, x: Tensor, routing: Routing) -> Tensor:
-        plan = plan_queries(
-            routing.choice, routing.splits, grid=routing.grid, num_prefix_tokens=routing.num_prefix_tokens
+    def _compute_fixed(
+        self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int, return_routing: bool, layout: FixedLayout
+    ) -> Tensor | tuple[Tensor, Routing]:
+        if (grid, num_prefix_tokens) != (layout.grid, layout.num_prefix_tokens):
+            raise ValueError(
+                f"images: got a token grid of {grid[0]} × {grid[1]}; expected {layout.grid[0]} × {layout.grid[1]}, "
+                "for which set_fixed_queries was called"
+            )
+        splits = self.router.splits
+        logits = self.router.logits(x, grid, num_prefix_tokens)
+        choice, source, row = layout(logits)
+        queries = pool_every_split(x, grid, num_prefix_tokens, splits)
+        queries = queries.gather(1, source.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+        delta = self._change(queries, self._keys_values(x, grid), None)
+        out = x + delta.gather(1, row.unsqueeze(-1).expand(-1, -1, delta.shape[-1])).to(x.dtype)
+        if not return_routing:
+            return out
+        routing = Routing.from_gate(
+            choice, straight_through(logits, choice), grid, num_prefix_tokens, splits, logits.detach()
         )
-        delta = self._change(pool_queries(x, plan), x, plan)
+        computed = torch.full_like(routing.queries, layout.num_queries)
+        return out, replace(routing, queries=computed)
+
+    def _compute_chosen_split(self, x: Tensor, routing: Routing) -> Tensor:
+        plan, keys = self._plan_and_keys(x, routing.choice, routing.grid, routing.num_prefix_tokens)
+        delta = self._change(pool_queries(x, plan), keys, plan)
         delta = delta * _chosen_gates(routing, plan).to(delta.dtype)
         return unpool_queries(delta.to(x.dtype), plan, x)
 
     def _compute_every_split(self, x: Tensor, routing: Routing) -> Tensor:
         queries = pool_every_split(x, routing.grid, routing.num_prefix_tokens, routing.splits)
-        return recombine(x, self._change(queries, x, None), routing)
+        return recombine(x, self._change(queries, self._keys_values(x, routing.grid), None), routing)
 
-    def _change(self, queries: Tensor, x: Tensor, plan: QueryPlan | None, overwrite: bool = False) -> Tensor:
+    def _keys_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        attn: Any = self.attn
+        return keys_values(attn, self.norm1(x), grid)
+
+    def _plan_and_keys(
+        self, x: Tensor, choice: Tensor, grid: tuple[int, int], num_prefix_tokens: int
+    ) -> tuple[QueryPlan, tuple[Tensor, Tensor]]:
+        """Keys and values need no plan: a GPU computes them while the host waits for the number of queries."""
+        future = plan_queries_async(choice, self.router.splits, grid=grid, num_prefix_tokens=num_prefix_tokens)
+        keys = self._keys_values(x, grid)
+        return future.result(), keys
+
+    def _change(
+        self, queries: Tensor, keys: tuple[Tensor, Tensor], plan: QueryPlan | None, overwrite: bool = False
+    ) -> Tensor:
         """What the two branches add to the queries: packed [Q, C] with a plan, else [B, F, C].
 
         With `overwrite` the result takes the place of `queries`, which saves two allocations of that size;
@@ -196,7 +238,7 @@ class DGEBlock(Block):
         """
         attn: Any = self.attn
         kernel = partial(_full_attention if plan is None else partial(ragged_attention, plan=plan), scale=attn.scale)
-        update = self.ls1(attend(attn, self.norm1(queries), self.norm1(x), kernel))
+        update = self.ls1(attend(attn, self.norm1(queries), *keys, kernel))
         update = self._drop(self.drop_path1, update, plan)
         hidden = queries.add_(update) if overwrite else queries + update
         mlp = self._drop(self.drop_path2, self.ls2(self.mlp(self.norm2(hidden))), plan)

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from dge_models.encoder import DGEBlock
 from dge_models.evaluating import evaluating
+from dge_models.pvt import PyramidVisionTransformer
+from dge_models.routed import RoutedModel
 from dge_models.routing import Routing, region_grid
-from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
 
-__all__ = ["LayerMacs", "MacCount", "ModelMacs", "count_from_routings", "count_macs", "model_macs"]
+__all__ = ["LayerMacs", "MacCount", "ModelMacs", "count_from_routings", "count_macs", "model_macs", "token_grid"]
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,65 @@ def _layer_macs(block: Any, num_tokens: int, grid: tuple[int, int]) -> LayerMacs
     fixed = num_tokens * (width + 2 * width * inner)
     attention = num_tokens * (2 * inner + 3 * attn.num_heads)
     per_query = width + 2 * width * inner + gate + attention + _mlp_macs(block.mlp)
-    if isinstance(block, DGEBlock):
-        rows, cols = region_grid(grid, block.router.splits)
-        fixed += rows * cols * width * (1 + len(block.router.splits))
+    return LayerMacs(fixed + _router_macs(block, width, grid), per_query, num_tokens)
+
+
+def _router_macs(block: nn.Module, width: int, grid: tuple[int, int]) -> int:
+    if not isinstance(block, DGEBlock):
+        return 0
+    rows, cols = region_grid(grid, block.router.splits)
+    return rows * cols * width * (1 + len(block.router.splits))
+
+
+def _reduced_layer_macs(block: Any, num_tokens: int, grid: tuple[int, int]) -> LayerMacs:
+    """As :func:`_layer_macs`, over the tokens that are left after a spatial reduction, and the reduction itself."""
+    attn: Any = block.attn
+    width, keys, reduction = attn.q.in_features, num_tokens, 0
+    if attn.sr is not None:
+        keys = (grid[0] // attn.sr.stride[0]) * (grid[1] // attn.sr.stride[1])
+        reduction = keys * (attn.sr.weight.numel() + width)
+    fixed = num_tokens * width + reduction + 2 * keys * width**2 + _router_macs(block, width, grid)
+    per_query = width + 2 * width**2 + keys * (2 * width + 3 * attn.num_heads) + _mlp_macs(block.mlp)
     return LayerMacs(fixed, per_query, num_tokens)
+
+
+def _pyramid_macs(model: PyramidVisionTransformer, grid: tuple[int, int]) -> ModelMacs:
+    layers: list[LayerMacs] = []
+    routed: list[bool] = []
+    head = model.head
+    outside = head.in_features * head.out_features if isinstance(head, nn.Linear) else 0
+    for index, stage in enumerate(model.stages):
+        if index:
+            patch = stage.patch_embed.patch_size
+            grid = (grid[0] // patch[0], grid[1] // patch[1])
+        outside += grid[0] * grid[1] * (stage.patch_embed.proj.weight.numel() + stage.pos_embed.shape[-1])
+        num_tokens = stage.num_prefix_tokens + grid[0] * grid[1]
+        layers += [_reduced_layer_macs(block, num_tokens, grid) for block in stage.blocks]
+        routed += [isinstance(block, DGEBlock) for block in stage.blocks]
+    return ModelMacs(tuple(layers), tuple(routed), outside)
+
+
+def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
+    """The token grid (H, W) of a model's first block, for images [B, C, H, W].
+
+    Raises:
+        ValueError: The model is of a kind whose grid is not known.
+    """
+    if isinstance(model, PyramidVisionTransformer):
+        embed: Any = model.stages[0].patch_embed
+    elif isinstance(model, VisionTransformer):
+        embed = model.patch_embed
+    else:
+        raise _unknown(model)
+    rows, cols = embed.dynamic_feat_size((images.shape[2], images.shape[3]))
+    return rows, cols
+
+
+def _unknown(model: nn.Module) -> ValueError:
+    return ValueError(
+        f"model: got {type(model).__name__}; expected a vision transformer or pyramid (of a wrapper such as "
+        "DDP, pass the module inside)"
+    )
 
 
 def _head_macs(model: VisionTransformer, num_tokens: int) -> int:
@@ -114,23 +170,26 @@ def model_macs(model: nn.Module, grid: tuple[int, int]) -> ModelMacs:
     keys and values 2NC², both attention products 2QNC, softmax 3QNh, output QC², MLP 2mQC² and its
     activation mQC; a routed block adds its router, C·(1 + n) per region. Outside the blocks: the patch
     embedding (all input channels and pixels of each patch) and the heads. Left out, as too small to matter:
-    biases, residual sums, layer scale, the final norm, and norms inside attention and MLP.
+    biases, residual sums, layer scale, the final norm, and norms of single heads or inside the MLP.
+
+    A pyramid's block with reduction R has keys and values of N/R² tokens instead of N, and adds the strided
+    convolution, NC², and the norm after it; its patch embeddings add their norms. The grids of later stages
+    follow from the first one's.
 
     Source: Song et al., NeurIPS 2021, section 3.3, with the patch embedding and the second norm counted as
     they are executed.
 
     Args:
-        model: timm's ``VisionTransformer``, routed or not.
-        grid: (H, W) of the token grid.
+        model: timm's ``VisionTransformer`` or this package's pyramid, routed or not.
+        grid: (H, W) of the first block's token grid.
 
     Raises:
         ValueError: The model, its patch embedding, pooling or MLP is of a kind whose MACs are not known.
     """
+    if isinstance(model, PyramidVisionTransformer):
+        return _pyramid_macs(model, grid)
     if not isinstance(model, VisionTransformer):
-        raise ValueError(
-            f"model: got {type(model).__name__}; expected a vision transformer (of a wrapper such as "
-            "DDP, pass the module inside)"
-        )
+        raise _unknown(model)
     if not isinstance(model.patch_embed, PatchEmbed):
         raise ValueError(f"model: embeds with {type(model.patch_embed).__name__}; expected timm's PatchEmbed")
     num_tokens = model.num_prefix_tokens + grid[0] * grid[1]
@@ -166,8 +225,8 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
     """Count the MACs that a model spends on images, in evaluation.
 
     Args:
-        model: Of this package, or timm's ``VisionTransformer`` (then dynamic and static counts agree). Its
-            training mode is restored.
+        model: Of this package, or timm's ``VisionTransformer``; without routed blocks dynamic and static
+            counts agree. Its training mode is restored.
         images: [B, C, H, W].
 
     Returns:
@@ -176,11 +235,9 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
     Raises:
         ValueError: The model's MACs are not known.
     """
-    if not isinstance(model, VisionTransformer):
-        raise ValueError(f"model: got {type(model).__name__}; expected a vision transformer")
+    grid = token_grid(model, images)
     routings: list[Routing] = []
-    if isinstance(model, (DGEVisionTransformer, DGEVisionTransformerDistilled)):
+    if isinstance(model, RoutedModel):
         with evaluating(model), torch.no_grad():
             routings = model.forward_routed(images)[1]
-    grid = model.patch_embed.dynamic_feat_size((images.shape[2], images.shape[3]))
     return count_from_routings(model, routings, grid, images.shape[0])

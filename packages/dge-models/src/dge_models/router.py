@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dge_kernels import route
 from dge_models.routing import Routing, check_splits, region_grid, straight_through
 
-__all__ = ["Router", "deterministic_routing", "gumbel_noise", "region_means"]
+__all__ = ["Router", "deterministic_routing", "gumbel_noise", "region_means", "split_costs"]
 
 _FINEST_PROBABILITY = 0.95
 _deterministic = False
@@ -59,6 +59,15 @@ def region_means(spatial: Tensor, size: int) -> Tensor:
     return means.permute(0, 2, 3, 1)
 
 
+def split_costs(splits: tuple[int, ...]) -> Tensor:
+    """What each split costs: its queries per token of a region, float32 [n], 1 for the finest.
+
+    Also the direction along which logits are shifted to change a model's budget: with a price per query on top
+    of what a router finds a split worth, the dearest splits are given up first.
+    """
+    return torch.tensor([(k / splits[0]) ** 2 for k in splits])
+
+
 class Router(nn.Module):
     """Chooses one split per region from the region's mean token.
 
@@ -71,7 +80,13 @@ class Router(nn.Module):
         splits: Queries per region side, finest first.
         device: Of the parameters.
         dtype: Of the parameters.
+
+    Attributes:
+        shift: float32 [n] or None: added to the logits in training, not part of the weights; see
+            :meth:`shift_training`.
     """
+
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -83,6 +98,8 @@ class Router(nn.Module):
         super().__init__()
         self.splits = check_splits(splits)
         self.gate = nn.Linear(dim, len(self.splits), device=device, dtype=dtype)
+        # A tensor and no number, so that a compiled model takes another value without being compiled again.
+        self.register_buffer("shift", None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -118,6 +135,20 @@ class Router(nn.Module):
             return None
         shape = (batch, *region_grid(grid, self.splits), len(self.splits))
         return torch.zeros(shape, device=device) if _deterministic else gumbel_noise(shape, device)
+
+    def shift_training(self, amount: float | None) -> None:
+        """Make fine splits more likely in training, or less, until told otherwise; evaluation ignores it.
+
+        Args:
+            amount: What the finest split's logit gains over that of a split with no queries, see
+                :func:`split_costs`; None means no shift.
+        """
+        if amount is None:
+            self.shift = None
+            return
+        if self.shift is None:
+            self.shift = torch.zeros(len(self.splits), device=self.gate.bias.device)
+        self.shift.copy_(split_costs(self.splits) * amount)
 
     def logits(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 0) -> Tensor:
         """Gate logits of every region.
@@ -171,6 +202,9 @@ class Router(nn.Module):
             ValueError: `noise` has another shape.
         """
         logits = self.logits(x, grid, num_prefix_tokens)
+        if self.training and self.shift is not None:
+            logits = logits + self.shift
+        quiet = logits.detach()
         if noise is None:
             choice = self.choose(x.detach(), grid, num_prefix_tokens)
         else:
@@ -179,4 +213,4 @@ class Router(nn.Module):
             logits = logits + noise
             choice = logits.argmax(-1)
         gate = straight_through(logits, choice)
-        return Routing.from_gate(choice, gate, grid, num_prefix_tokens, self.splits)
+        return Routing.from_gate(choice, gate, grid, num_prefix_tokens, self.splits, quiet)

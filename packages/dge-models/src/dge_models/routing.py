@@ -24,6 +24,8 @@ class Routing:
         grid: (H, W) of the token grid. Regions are S × S tokens, S the largest split; Hr = ⌈H/S⌉, Wr = ⌈W/S⌉.
         num_prefix_tokens: Tokens per image in front of the grid, each one a query of its own.
         splits: Queries per region side, finest first.
+        logits: float32 [B, Hr, Wr, n], the router's logits before noise, without gradient; None where the
+            routing came from the fused inference kernel. Their argmax is what routing without noise chooses.
     """
 
     choice: Tensor
@@ -32,6 +34,7 @@ class Routing:
     grid: tuple[int, int]
     num_prefix_tokens: int
     splits: tuple[int, ...]
+    logits: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -46,6 +49,7 @@ class Routing:
         grid: tuple[int, int],
         num_prefix_tokens: int,
         splits: tuple[int, ...],
+        logits: Tensor | None = None,
     ) -> Routing:
         """Count the queries that a choice of splits costs.
 
@@ -55,10 +59,11 @@ class Routing:
             grid: (H, W) of the token grid.
             num_prefix_tokens: Tokens per image in front of the grid.
             splits: Queries per region side, finest first.
+            logits: float32 [B, Hr, Wr, n] before noise, if known.
         """
         cost = count_queries(grid, splits, gate.device)
         queries = (gate * cost).sum((1, 2, 3)) + num_prefix_tokens
-        return cls(choice.to(torch.uint8), gate, queries, grid, num_prefix_tokens, splits)
+        return cls(choice.to(torch.uint8), gate, queries, grid, num_prefix_tokens, splits, logits)
 
 
 def check_splits(splits: Sequence[int]) -> tuple[int, ...]:

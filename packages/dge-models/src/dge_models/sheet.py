@@ -136,8 +136,10 @@ def draw_trace(
     rows = []
     for index, image in enumerate(images):
         maps = [granularity[index] for granularity in trace.granularity]
-        mean = draw_heat_map(image, maps, splits, grid=trace.grid, size=size)
-        layer_pictures = [draw_granularity(image, maps[layer], splits, grid=trace.grid, size=size) for layer in chosen]
+        mean = draw_heat_map(image, maps, splits, grids=trace.grids, size=size)
+        layer_pictures = [
+            draw_granularity(image, maps[layer], splits, grid=trace.grids[layer], size=size) for layer in chosen
+        ]
         rows.append([enlarge(image, size), *layer_pictures, mean])
     shares = (trace.macs / trace.static_macs).tolist()
     return contact_sheet(

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from dge_models.evaluating import evaluating
-from dge_models.macs import count_from_routings
-from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
+from dge_models.macs import count_from_routings, token_grid
+from dge_models.routed import RoutedModel
 
 __all__ = ["RoutingTrace", "trace"]
 
@@ -25,7 +25,7 @@ class RoutingTrace:
         queries: int64 [L, B], queries per image, prefix tokens included.
         macs: float64 [B], multiply-accumulates of the whole model.
         static_macs: The same with every query computed.
-        grid: (H, W) of the token grid that the regions divide.
+        grids: (H, W) of the token grid that the regions divide, per routed block; they differ in a pyramid.
     """
 
     logits: Tensor
@@ -33,10 +33,15 @@ class RoutingTrace:
     queries: Tensor
     macs: Tensor
     static_macs: float
-    grid: tuple[int, int]
+    grids: list[tuple[int, int]]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(H, W) of the first routed block's token grid, the finest."""
+        return self.grids[0]
 
 
-def trace(model: DGEVisionTransformer | DGEVisionTransformerDistilled, images: Tensor) -> RoutingTrace:
+def trace(model: RoutedModel, images: Tensor) -> RoutingTrace:
     """Classify images and report what each region got.
 
     Args:
@@ -49,19 +54,18 @@ def trace(model: DGEVisionTransformer | DGEVisionTransformerDistilled, images: T
     Raises:
         ValueError: The model has no routed block, or its MACs are not known.
     """
-    if not isinstance(model, (DGEVisionTransformer, DGEVisionTransformerDistilled)):
+    if not isinstance(model, RoutedModel):
         raise ValueError(f"model: got {type(model).__name__}; expected a model with routed blocks")
     with evaluating(model), torch.no_grad():
         logits, routings = model.forward_routed(images)
     if not routings:
         raise ValueError("model: none of its blocks is routed; expected at least one")
-    grid = routings[0].grid
-    macs = count_from_routings(model, routings, grid, images.shape[0])
+    macs = count_from_routings(model, routings, token_grid(model, images), images.shape[0])
     return RoutingTrace(
         logits=logits,
         granularity=[routing.choice for routing in routings],
         queries=torch.stack([routing.queries.long() for routing in routings]).cpu(),
         macs=macs.total,
         static_macs=macs.static_total,
-        grid=grid,
+        grids=[routing.grid for routing in routings],
     )

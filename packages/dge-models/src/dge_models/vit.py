@@ -13,14 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dge_models.encoder import DGEBlock, DropPathMode, TrainingMode
+from dge_models.routed import RoutedModel, noise_per_block, routed_blocks, run_routed
 from dge_models.routing import Routing
 
 __all__ = ["DGEVisionTransformer", "DGEVisionTransformerDistilled", "route_blocks", "routed_blocks"]
-
-
-def routed_blocks(model: nn.Module) -> list[DGEBlock]:
-    """The routed blocks of a model, in network order."""
-    return [module for module in model.modules() if isinstance(module, DGEBlock)]
 
 
 def route_blocks(
@@ -87,7 +83,7 @@ register_notrace_function(image_size)
 register_notrace_function(whole_patches)
 
 
-class _Routed(VisionTransformer):
+class _Routed(RoutedModel, VisionTransformer):
     """What both model classes add to timm's: a loop over the blocks, the grid handed in, routings out."""
 
     def __init__(
@@ -117,8 +113,7 @@ class _Routed(VisionTransformer):
             x: [B, C, H, W] images.
             attn_mask: Not supported: a pooled query stands for several tokens.
             is_causal: Not supported, for the same reason.
-            noise: Gumbel noise for one training step, one tensor per routed block in network order, each
-                float32 [B, Hr, Wr, n]; None draws it.
+            noise: As in :meth:`forward_routed`.
             return_routing: Return (logits, routings) instead of the logits. Through this argument the
                 routings also come out of wrappers that know ``forward`` alone, such as DDP.
 
@@ -138,20 +133,6 @@ class _Routed(VisionTransformer):
         x, routings, _ = self._run_blocks(x, grid, noise=noise, return_routing=return_routing)
         x = self.forward_head(self.norm(x))
         return (x, routings) if return_routing else x
-
-    def forward_routed(self, images: Tensor, *, noise: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Routing]]:
-        """Classify images and return how each layer was routed.
-
-        Args:
-            images: [B, C, H, W].
-            noise: As in :meth:`forward`.
-
-        Returns:
-            The logits (for a distilled model in distilled training, timm's pair of them), and one
-            :class:`Routing` per routed block in network order.
-        """
-        out: tuple[Tensor, list[Routing]] = self(images, noise=noise, return_routing=True)
-        return out
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """All tokens after the final norm, [B, T + H·W, C]; see :meth:`forward` for the arguments."""
@@ -215,17 +196,21 @@ class _Routed(VisionTransformer):
         depth: int | None = None,
     ) -> tuple[Tensor, list[Routing], list[Tensor]]:
         """Tokens after the first `depth` blocks, the routings, and the tokens after the blocks in `keep`."""
-        routed = sum(isinstance(block, DGEBlock) for block in self.blocks)
-        if noise is not None and len(noise) != routed:
-            raise ValueError(f"noise: got {len(noise)} tensors; expected one per routed block, {routed}")
-        pending = iter(noise) if noise is not None else None
+        pending = noise_per_block(noise, sum(isinstance(block, DGEBlock) for block in self.blocks))
         routings: list[Routing] = []
         kept: list[Tensor] = []
         blocks: Sequence[nn.Module] = list(self.blocks)
         for index, block in enumerate(blocks[:depth]):
             if isinstance(block, DGEBlock):
-                given = next(pending) if pending is not None else None
-                x = self._run_routed(block, x, grid, given, return_routing)
+                x = run_routed(
+                    block,
+                    x,
+                    grid,
+                    self.num_prefix_tokens,
+                    noise=next(pending),
+                    return_routing=return_routing,
+                    checkpointing=self.grad_checkpointing,
+                )
                 if return_routing:
                     x, routing = x
                     routings.append(routing)
@@ -236,18 +221,6 @@ class _Routed(VisionTransformer):
             if index in keep:
                 kept.append(x)
         return x, routings, kept
-
-    def _run_routed(
-        self, block: DGEBlock, x: Tensor, grid: tuple[int, int], noise: Tensor | None, return_routing: bool
-    ) -> Any:
-        prefix = self.num_prefix_tokens
-        if not self.grad_checkpointing:
-            return block(x, grid, prefix, noise=noise, return_routing=return_routing)
-        # Drawn out here, so that the recomputation in the backward pass routes as the forward pass did.
-        if noise is None and block.training:
-            noise = block.router.draw_noise(x.shape[0], grid, x.device)
-        # The re-entrant kind would cut the routing off from the graph.
-        return checkpoint(block, x, grid, prefix, noise=noise, return_routing=return_routing, use_reentrant=False)
 
 
 def _refuse_masks(attn_mask: Tensor | None, is_causal: bool) -> None:
