@@ -1,10 +1,22 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from small_models import Build
 
-from dge_models import BudgetLoss, count_macs, mac_ratio, set_training_mode
+from dge_models import (
+    BudgetController,
+    BudgetLoss,
+    BudgetTerm,
+    RandomBudget,
+    cheapest_ratio,
+    count_macs,
+    mac_ratio,
+    set_training_mode,
+)
 from dge_models.vit import routed_blocks
 
 
@@ -72,3 +84,40 @@ def test_routings_of_another_model_are_refused(small: Build) -> None:
         mac_ratio(model, routings[:2])
     with pytest.raises(ValueError, match=r"got Sequential; expected a vision transformer .*pass the module inside"):
         mac_ratio(torch.nn.Sequential(model), routings)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"img_size": 28}, {"layers": [1]}, {"splits": (2, 1)}])
+def test_cheapest_ratio_is_that_of_the_coarsest_routing(small: Build, kwargs: dict[str, Any]) -> None:
+    model, images = small(**kwargs), torch.randn(2, 3, kwargs.get("img_size", 32), kwargs.get("img_size", 32))
+    cheapest = cheapest_ratio(model, model.forward_routed(images)[1])
+    for block in routed_blocks(model):
+        with torch.no_grad():
+            block.router.gate.bias[-1] += 1e4
+    assert cheapest == pytest.approx(mac_ratio(model, model.forward_routed(images)[1]).item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("term", [BudgetLoss(0.1), BudgetController(0.1), RandomBudget(0.1)])
+def test_targets_below_the_cheapest_routing_are_refused(small: Build, term: BudgetTerm) -> None:
+    model = small()
+    routings = model.forward_routed(torch.randn(2, 3, 32, 32))[1]
+    with pytest.raises(ValueError, match=r"target: got 0\.1; expected at least 0\.2134, the MAC ratio of the cheapest"):
+        term(model, routings)
+
+
+@pytest.mark.parametrize("term", [BudgetLoss(0.5), BudgetController(0.5), RandomBudget(0.5)])
+def test_every_term_takes_the_calls_of_a_training_step(small: Build, term: BudgetTerm) -> None:
+    model = small().train()
+    assert not list(term.parameters()) and not list(term.buffers())
+    term.begin_step(model)
+    routings = model.forward_routed(torch.randn(2, 3, 32, 32))[1]
+    term(model, routings).backward()
+    assert routed_blocks(model)[0].router.gate.weight.grad is not None
+    term.update(term.measure(model, routings).item())
+    copy.deepcopy(term).load_state_dict(term.state_dict())
+
+
+def test_the_paper_measures_with_noise(small: Build) -> None:
+    model = small().train()
+    routings = model.forward_routed(torch.randn(4, 3, 32, 32))[1]
+    assert BudgetLoss(0.5).measure(model, routings) == mac_ratio(model, routings)
+    assert mac_ratio(model.eval(), model.forward_routed(torch.randn(4, 3, 32, 32))[1], noiseless=True) > 0

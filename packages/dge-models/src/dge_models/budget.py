@@ -1,4 +1,4 @@
-"""Keeping a model's multiply-accumulates within a budget while it trains."""
+"""Keeping a model's multiply-accumulates within a budget while it trains: the ratio, and the paper's penalty."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dge_models.macs import LayerMacs, ModelMacs, model_macs
-from dge_models.routing import Routing
+from dge_models.routing import Routing, count_queries
 
-__all__ = ["BudgetLoss", "mac_ratio"]
+__all__ = ["BudgetLoss", "BudgetTerm", "cheapest_ratio", "mac_ratio", "routed_macs"]
 
 
-def _routed_macs(model: nn.Module, routings: Sequence[Routing]) -> tuple[ModelMacs, list[LayerMacs]]:
+def routed_macs(model: nn.Module, routings: Sequence[Routing]) -> tuple[ModelMacs, list[LayerMacs]]:
     """The model's MACs at the routings' grid, and those of the layers that they belong to."""
     if not routings:
         raise ValueError("routings: got none; expected one per routed block of the model")
@@ -24,12 +24,14 @@ def _routed_macs(model: nn.Module, routings: Sequence[Routing]) -> tuple[ModelMa
     return macs, layers
 
 
-def mac_ratio(model: nn.Module, routings: Sequence[Routing]) -> Tensor:
+def mac_ratio(model: nn.Module, routings: Sequence[Routing], *, noiseless: bool = False) -> Tensor:
     """Mean over images of the whole model's MACs, relative to the MACs with every query computed.
 
     Args:
         model: What `routings` come from.
         routings: As ``model.forward_routed`` returns them.
+        noiseless: Of what each router would have chosen without Gumbel noise, as it does in evaluation, instead
+            of what it chose. Earlier layers keep their noise, and nothing is differentiable.
 
     Returns:
         float32 [], differentiable to the routers. NaN for an empty batch, as any mean.
@@ -37,19 +39,115 @@ def mac_ratio(model: nn.Module, routings: Sequence[Routing]) -> Tensor:
     Raises:
         ValueError: `routings` are not the model's, or its MACs are not known.
     """
-    macs, layers = _routed_macs(model, routings)
+    macs, layers = routed_macs(model, routings)
     saved = [
-        (layer.num_tokens - routing.queries.mean()) * (layer.per_query / macs.static)
+        (layer.num_tokens - (_noiseless_queries(routing) if noiseless else routing.queries).mean())
+        * (layer.per_query / macs.static)
         for routing, layer in zip(routings, layers, strict=True)
     ]
     return 1 - torch.stack(saved).sum()
 
 
-class BudgetLoss(nn.Module):
+def _noiseless_queries(routing: Routing) -> Tensor:
+    """[B], the queries of the splits with the largest logits."""
+    if routing.logits is None:
+        return routing.queries.detach()
+    cost = count_queries(routing.grid, routing.splits, routing.logits.device)
+    choice = routing.logits.argmax(-1, keepdim=True)
+    return cost.expand_as(routing.logits).gather(-1, choice).sum((1, 2, 3)) + routing.num_prefix_tokens
+
+
+def cheapest_ratio(model: nn.Module, routings: Sequence[Routing]) -> float:
+    """The smallest :func:`mac_ratio` that routing can reach: every region at its coarsest split.
+
+    Args:
+        model: What `routings` come from.
+        routings: As ``model.forward_routed`` returns them; only their grids matter.
+
+    Raises:
+        ValueError: As :func:`mac_ratio`.
+    """
+    macs, layers = routed_macs(model, routings)
+    saved = 0.0
+    for routing, layer in zip(routings, layers, strict=True):
+        cost = count_queries(routing.grid, routing.splits, torch.device("cpu"))
+        saved += (layer.num_tokens - routing.num_prefix_tokens - float(cost[..., -1].sum())) * layer.per_query
+    return 1 - saved / macs.static
+
+
+def check_target(name: str, target: float) -> float:
+    """`target` itself; a ValueError if it is no MAC ratio."""
+    if not 0 < target <= 1:
+        raise ValueError(f"{name}: got {target}; expected a MAC ratio in (0, 1]")
+    return float(target)
+
+
+class BudgetTerm(nn.Module):
+    """What a training loop does for any budget: three calls per optimiser step.
+
+    .. code-block:: python
+
+        term.begin_step(model)                              # before the forward pass
+        logits, routings = model.forward_routed(images)
+        loss = task_loss(logits) + term(model, routings)    # then backward, and the optimiser's step
+        term.update(mean_over_processes(term.measure(model, routings)))
+
+    A term has no parameters and no buffers: nothing of it is moved, cast, averaged or broadcast with a model.
+    What it has learned is in its ``state_dict()``, as plain numbers, and resumes exactly.
+
+    Args:
+        target: The lowest MAC ratio that the term aims for.
+    """
+
+    def __init__(self, target: float) -> None:
+        super().__init__()
+        self._lowest = target
+
+    def begin_step(self, model: nn.Module) -> None:
+        """Prepare a model for one step; with gradient accumulation, for all forward passes of one step."""
+
+    def forward(self, model: nn.Module, routings: Sequence[Routing]) -> Tensor:
+        """What to add to the task's loss.
+
+        Args:
+            model: What `routings` come from; of a wrapper such as DDP, the module inside.
+            routings: As ``model.forward_routed`` returns them.
+
+        Returns:
+            float32 [], differentiable to the routers.
+
+        Raises:
+            ValueError: As :func:`mac_ratio`, or the target is below the model's cheapest routing.
+        """
+        cheapest = cheapest_ratio(model, routings)
+        if self._lowest < cheapest - 1e-6:
+            raise ValueError(
+                f"target: got {self._lowest}; expected at least {cheapest:.4f}, the MAC ratio of the cheapest routing "
+                "(every region at its coarsest split)"
+            )
+        return self.penalty(mac_ratio(model, routings))
+
+    def penalty(self, ratio: Tensor) -> Tensor:
+        """The term's loss at a MAC ratio, float32 []."""
+        return ratio * 0
+
+    def measure(self, model: nn.Module, routings: Sequence[Routing]) -> Tensor:
+        """The MAC ratio that :meth:`update` wants: float32 [], without gradient. Average it over processes."""
+        return mac_ratio(model, routings).detach()
+
+    def update(self, ratio: float) -> None:
+        """Learn from one step.
+
+        Args:
+            ratio: :meth:`measure`, averaged over the global batch, the same number on every process.
+        """
+
+
+class BudgetLoss(BudgetTerm):
     """``weight * (ratio - target)²`` for the whole model's :func:`mac_ratio`.
 
     Source: Song et al., NeurIPS 2021, section 3.3 (γ is `target`, λ is `weight`). The penalty is soft: a
-    model may settle above its target.
+    model may settle above its target; :class:`BudgetController` meets it.
 
     Args:
         target: MAC ratio to aim for, in (0, 1].
@@ -60,18 +158,21 @@ class BudgetLoss(nn.Module):
     """
 
     def __init__(self, target: float = 0.5, weight: float = 1.0) -> None:
-        super().__init__()
-        if not 0 < target <= 1:
-            raise ValueError(f"target: got {target}; expected a MAC ratio in (0, 1]")
-        if not weight >= 0:
-            raise ValueError(f"weight: got {weight}; expected a number of at least 0")
+        super().__init__(check_target("target", target))
         self.target = float(target)
-        self.weight = float(weight)
+        self.weight = check_positive("weight", weight)
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
         return f"target={self.target}, weight={self.weight}"
 
-    def forward(self, model: nn.Module, routings: Sequence[Routing]) -> Tensor:
-        """The penalty for one batch; arguments and errors are those of :func:`mac_ratio`."""
-        return self.weight * (mac_ratio(model, routings) - self.target) ** 2
+    def penalty(self, ratio: Tensor) -> Tensor:
+        """``weight * (ratio - target)²``."""
+        return self.weight * (ratio - self.target) ** 2
+
+
+def check_positive(name: str, value: float) -> float:
+    """`value` itself; a ValueError if it is negative or no number."""
+    if not value >= 0:
+        raise ValueError(f"{name}: got {value}; expected a number of at least 0")
+    return float(value)
