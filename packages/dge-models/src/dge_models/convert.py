@@ -13,6 +13,7 @@ from torch import nn
 
 from dge_models.encoder import DropPathMode, TrainingMode
 from dge_models.reference_keys import accept_reference_keys
+from dge_models.unconvertible import reason_against
 from dge_models.vit import (
     DGEVisionTransformer,
     DGEVisionTransformerDistilled,
@@ -45,8 +46,8 @@ def from_timm(
 
     Args:
         model: timm's ``VisionTransformer`` or ``VisionTransformerDistilled``: DeiT, DeiT III, AugReg ViT,
-            CLIP and SigLIP towers, DINOv2, with or without class token, registers, layer scale or norms of
-            queries and keys. It is left as it is.
+            CLIP and SigLIP towers, DINOv2, with or without class token, registers, layer scale, norms of
+            queries and keys or gated MLPs. It is left as it is.
         splits: Queries per region side, finest first; the first is the region's side in tokens.
         layers: Indices of the blocks that route, negative ones from the end; None means all.
         training_mode: "dense" or "sparse", see :class:`DGEBlock`.
@@ -61,18 +62,14 @@ def from_timm(
     """
     if routed_blocks(model):
         raise ValueError(f"model: {type(model).__name__} is converted already; expected a plain timm model")
-    target = _CLASSES.get(type(model))
-    if target is None:
-        expected = " or ".join(cls.__name__ for cls in _CLASSES)
-        raise ValueError(
-            f"model: got {type(model).__name__}; expected timm's {expected} (models with rotary position "
-            "embeddings, windows or pyramids have classes of their own and can't be converted)"
-        )
+    reason = reason_against(model)
+    if reason is not None:
+        raise ValueError(f"model: {reason}")
     converted: Any = copy.deepcopy(model)
     route_blocks(converted, splits=splits, layers=layers, training_mode=training_mode, drop_path_mode=drop_path_mode)
     with torch.no_grad():
         for block in routed_blocks(converted):
             block.router.gate.weight.zero_()
-    converted.__class__ = target
+    converted.__class__ = _CLASSES[type(model)]
     accept_reference_keys(converted)
     return cast(DGEVisionTransformer | DGEVisionTransformerDistilled, converted)
