@@ -1,0 +1,70 @@
+"""Timing of several things in one run, in turns, and the description of the machine they ran on."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+
+
+def in_turns(candidates: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, float]:
+    """Median seconds of each candidate, called in turns so that a change of the machine's pace meets them all."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for call in candidates.values():
+        for _ in range(3):
+            call()
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            times[name].append(_time_once(call, device))
+    return {name: statistics.median(samples) for name, samples in times.items()}
+
+
+def _time_once(call: Callable[[], object], device: str) -> float:
+    """Wall-clock seconds, the wait for the device included: what a user waits for."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_megabytes(device: str) -> float:
+    """The most memory so far: of tensors on the GPU, of the whole process on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    run = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+    )
+    return run.stdout.strip() or "unknown"
+
+
+def machine(device: str) -> dict[str, object]:
+    """What a figure must be read with: device, versions, commit, date."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
