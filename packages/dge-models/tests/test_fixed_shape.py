@@ -140,6 +140,7 @@ def _symbols(node: torch.fx.Node) -> set[Any]:
     return {symbol for extent in shape if isinstance(extent, torch.SymInt) for symbol in extent.node.expr.free_symbols}
 
 
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # the exporter's own
 def test_onnx_runs_as_the_model_does(small: Build, tmp_path: Any) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -34,17 +34,28 @@ def test_steps_meet_the_targets_drawn_for_them(small: Build) -> None:
     assert sum(late) / len(late) < 0.04 < sum(early) / len(early)
 
 
-def test_targets_cover_the_range_and_its_ends(small: Build) -> None:
-    model, term = small(), RandomBudget(0.4, 0.8)
+def _draw(model: DGEVisionTransformer, term: RandomBudget) -> list[float]:
     targets = []
     for _ in range(400):
         term.begin_step(model)
         targets.append(term.target)
+    return targets
+
+
+def test_targets_cover_the_range_and_its_ends(small: Build) -> None:
+    targets = _draw(small(), RandomBudget(0.4, 0.8, skew=1.0))
     assert min(targets) == pytest.approx(0.4) and max(targets) == pytest.approx(0.8)
     for end in (0.4, 0.8):
         assert 20 < sum(target == pytest.approx(end) for target in targets) < 70
     inside = [target for target in targets if 0.41 < target < 0.79]
     assert sum(inside) / len(inside) == pytest.approx(0.6, abs=0.02)
+
+
+def test_skew_prefers_low_targets(small: Build) -> None:
+    model = small()
+    shares = [sum(target < 0.5 for target in _draw(model, RandomBudget(0.4, 0.8, skew=skew))) for skew in (1.0, 3.0)]
+    assert shares[0] == pytest.approx(400 * (0.1 + 0.8 / 4), abs=30)
+    assert shares[1] == pytest.approx(400 * (0.1 + 0.8 * 0.25 ** (1 / 3)), abs=30)
 
 
 def test_draws_depend_on_seed_and_step_alone(small: Build) -> None:
@@ -113,7 +124,7 @@ def test_penalty_is_the_papers_for_the_target_drawn(small: Build) -> None:
     routings = model.forward_routed(torch.randn(2, 3, 32, 32))[1]
     expected = 2.0 * (mac_ratio(model, routings) - term.target) ** 2
     torch.testing.assert_close(term(model, routings), expected)
-    assert repr(term) == "RandomBudget(low=0.3, high=1.0, weight=2.0, rate=2.0, seed=0)"
+    assert repr(term) == "RandomBudget(low=0.3, high=1.0, skew=3.0, weight=2.0, rate=2.0, seed=0)"
 
 
 def test_bad_ranges_are_refused(small: Build) -> None:
@@ -121,6 +132,8 @@ def test_bad_ranges_are_refused(small: Build) -> None:
         RandomBudget(0)
     with pytest.raises(ValueError, match=r"high: got 0\.5; expected more than low, 0\.5"):
         RandomBudget(0.5, 0.5)
+    with pytest.raises(ValueError, match="skew: got 0; expected a positive number"):
+        RandomBudget(0.5, skew=0)
     with pytest.raises(ValueError, match="rate: got -1"):
         RandomBudget(0.5, rate=-1)
     with pytest.raises(ValueError, match="Linear has no routed block"):

@@ -37,6 +37,8 @@ class RandomBudget(BudgetTerm):
     Args:
         low: Smallest MAC ratio, in (0, 1] and not below the model's cheapest.
         high: Largest MAC ratio, above `low`, at most 1.
+        skew: A uniform share of the range is raised to this power. Above 1 it prefers low targets: weights that work
+            with few queries work with more, but not the other way round.
         weight: Of the paper's penalty ``weight * (ratio - target)²``, added to the task's loss; at least 0.
         rate: Change of a shift per step and unit of ratio, at least 0.
         seed: Of the draws.
@@ -45,11 +47,23 @@ class RandomBudget(BudgetTerm):
         ValueError: An argument is out of range.
     """
 
-    def __init__(self, low: float, high: float = 1.0, *, weight: float = 0.0, rate: float = 2.0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        low: float,
+        high: float = 1.0,
+        *,
+        skew: float = 3.0,
+        weight: float = 0.0,
+        rate: float = 2.0,
+        seed: int = 0,
+    ) -> None:
         super().__init__(check_target("low", low))
         if not check_target("high", high) > low:
             raise ValueError(f"high: got {high}; expected more than low, {low}")
         self.low, self.high, self.seed = float(low), float(high), int(seed)
+        if not skew > 0:
+            raise ValueError(f"skew: got {skew}; expected a positive number")
+        self.skew = float(skew)
         self.weight = check_positive("weight", weight)
         self.rate = check_positive("rate", rate)
         self._step = 0
@@ -60,7 +74,7 @@ class RandomBudget(BudgetTerm):
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
-        return f"low={self.low}, high={self.high}, weight={self.weight}, rate={self.rate}, seed={self.seed}"
+        return f"low={self.low}, high={self.high}, skew={self.skew}, weight={self.weight}, rate={self.rate}, seed={self.seed}"
 
     @property
     def target(self) -> float:
@@ -94,7 +108,7 @@ class RandomBudget(BudgetTerm):
         generator = torch.Generator().manual_seed((self.seed * 0x9E3779B1 + self._step) % 2**32)
         draw = torch.rand((), generator=generator, dtype=torch.float64).item()
         share = min(max((draw - _ENDS) / (1 - 2 * _ENDS), 0.0), 1.0)
-        self._target = self.low + (self.high - self.low) * share
+        self._target = self.low + (self.high - self.low) * share**self.skew
         self._step += 1
         for block in blocks:
             block.router.shift_training(self.shift(self._target))
