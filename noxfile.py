@@ -20,6 +20,7 @@ nox.options.sessions = ["lint", "typing", "cpp", "kernels", "models", "recipes",
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
+OLDEST_TIMM = "timm==1.0.26"
 RELEASE = {"DGE_CUDA": "ON", "DGE_CUDA_ARCHITECTURES": "release"}
 _SOURCES = {".py", ".typed", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"}
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy")
@@ -62,11 +63,11 @@ def without(session: nox.Session, *modules: str) -> None:
     session.run("python", "-c", code, *modules)
 
 
-def pytest(session: nox.Session, package: str) -> None:
-    """Run a package's tests against what is installed, not against its sources."""
+def pytest(session: nox.Session, package: str, *tests: str) -> None:
+    """Run a package's tests, or those named, against what is installed, not against its sources."""
     folder = PACKAGES / package
-    where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), str(folder / "tests")]
-    session.run("pytest", *where, *session.posargs)
+    where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder)]
+    session.run("pytest", *where, *(str(folder / "tests" / test) for test in tests or [""]), *session.posargs)
 
 
 @nox.session
@@ -105,10 +106,12 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session
 def models(session: nox.Session) -> None:
-    """dge-models with timm, without accelerate."""
-    install(session, *TEST_TOOLS, kernels_wheel(session), str(PACKAGES / "dge-models"))
+    """dge-models with timm, without accelerate; what hooks into timm also with the oldest timm that is promised."""
+    install(session, *TEST_TOOLS, "onnxscript", "onnxruntime", kernels_wheel(session), str(PACKAGES / "dge-models"))
     without(session, "accelerate", "dge_recipes")
     pytest(session, "dge-models")
+    session.install(OLDEST_TIMM)
+    pytest(session, "dge-models", *(f"test_{name}.py" for name in ("convert", "vit", "encoder", "attention", "golden")))
 
 
 @nox.session
