@@ -83,7 +83,18 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def typing(session: nox.Session) -> None:
     """mypy --strict over the three packages."""
-    install(session, "mypy", "torch", "torchvision", "timm", "accelerate", "types-PyYAML", "pydantic", "tensorboard")
+    install(
+        session,
+        "mypy",
+        "torch",
+        "torchvision",
+        "timm",
+        "accelerate",
+        "types-PyYAML",
+        "pydantic",
+        "tensorboard",
+        "matplotlib",
+    )
     session.run("mypy", *(str(path) for path in sorted(PACKAGES.glob("*/src/*"))))
 
 
@@ -205,6 +216,14 @@ def demo(session: nox.Session) -> None:
     install(session, kernels_wheel(session), *local)
     options = session.posargs or ["--output", "runs/demo", "--overwrite"]
     session.run("python", "-m", "dge_recipes.demo", *options)
+
+
+@nox.session
+def study(session: nox.Session) -> None:
+    """Dense and dynamic models of digits at several budgets and seeds, as a table and a picture, into runs/study."""
+    local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
+    install(session, kernels_wheel(session), *local)
+    session.run("python", "-m", "dge_recipes.study", *(session.posargs or ["--output", "runs/study"]))
 
 
 @nox.session

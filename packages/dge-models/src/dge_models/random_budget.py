@@ -74,7 +74,8 @@ class RandomBudget(BudgetTerm):
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
-        return f"low={self.low}, high={self.high}, skew={self.skew}, weight={self.weight}, rate={self.rate}, seed={self.seed}"
+        names = ("low", "high", "skew", "weight", "rate", "seed")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @property
     def target(self) -> float:
