@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dge_recipes.config import DigitsData
-from dge_recipes.data.digits import HeldOutDigits, TrainingDigits, digit_arrays, render_digits
+from dge_recipes.data.digits import TrainingDigits, UprightDigits, digit_arrays, render_digits
 from dge_recipes.data.sampling import Draw
 
 
@@ -21,7 +21,7 @@ def test_the_split_is_fixed_and_stratified() -> None:
 
 def test_held_out_digits_are_centred_on_flat_ground_and_always_the_same() -> None:
     config = DigitsData(name="digits", image_size=48, digit_size=24.0)
-    data = HeldOutDigits(config)
+    data = UprightDigits(config)
     image, label = data[0]
     assert (len(data), image.shape, image.dtype, label) == (360, (1, 48, 48), torch.float32, 7)
     assert (float(data.images.min()), float(data.images.max())) == (-1.0, 1.0)
@@ -29,7 +29,7 @@ def test_held_out_digits_are_centred_on_flat_ground_and_always_the_same() -> Non
     border = torch.ones(48, 48, dtype=torch.bool)
     border[10:38, 10:38] = False
     assert (data.images[:, 0, border] == -1).all()
-    assert torch.equal(HeldOutDigits(config)[0][0], image)
+    assert torch.equal(UprightDigits(config)[0][0], image)
 
 
 def test_rendering_moves_turns_and_scales() -> None:
@@ -83,3 +83,12 @@ def test_augmentation_stays_within_its_bounds() -> None:
     )
     assert offsets.abs().max() == pytest.approx(3.0, abs=0.3)
     assert offsets.mean(0).abs().max() < 1.0
+
+
+def test_a_batch_at_once_is_image_for_image_the_same() -> None:
+    data = TrainingDigits(DigitsData(name="digits"), seed=3)
+    draws = [Draw(1, position, 37 * position % 1437) for position in range(67)]
+    for (image, label), draw in zip(data.__getitems__(draws), draws, strict=True):
+        alone, expected = data[draw]
+        assert torch.equal(image, alone)
+        assert label == expected

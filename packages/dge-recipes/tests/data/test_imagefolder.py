@@ -8,7 +8,9 @@ from PIL import Image
 
 from dge_recipes.config import ImageFolderData
 from dge_recipes.data import Draw
-from dge_recipes.data.imagefolder import evaluation_transform, open_held_out, open_training
+from dge_recipes.data.images import HeldOutImages, TrainingImages, evaluation_transform
+from dge_recipes.data.sources import open_source
+from dge_recipes.data.sources.opening import check_same_classes
 from dge_recipes.errors import UserError
 
 
@@ -23,10 +25,20 @@ def _make(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int 
     return ImageFolderData(name="imagefolder", root=str(root), image_size=32, workers=0)
 
 
+def open_training(config: ImageFolderData, seed: int) -> TrainingImages:
+    source = open_source(config, "train")
+    check_same_classes(source, open_source(config, "val"))
+    return TrainingImages(source, config, seed, Path(config.root))
+
+
+def open_held_out(config: ImageFolderData) -> HeldOutImages:
+    return HeldOutImages(open_source(config, "val"), config, Path(config.root))
+
+
 def test_images_and_labels(tmp_path: Path) -> None:
     config = _make(tmp_path)
     train, held_out = open_training(config, seed=0), open_held_out(config)
-    assert (len(train), len(held_out), held_out.classes) == (6, 6, ["cat", "dog"])
+    assert (len(train), len(held_out), held_out.source.num_classes) == (6, 6, 2)
     image, label = train[Draw(0, 0, 4)]
     assert (image.shape, image.dtype, label) == ((3, 32, 32), torch.float32, 1)
     assert held_out[5][0].shape == (3, 32, 32)

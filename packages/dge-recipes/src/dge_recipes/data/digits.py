@@ -5,6 +5,7 @@ Dynamic Grained Encoder regions that are worth few queries.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -12,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dge_recipes.config.schema import DigitsData
+from dge_recipes.config.data_sets import DigitsData
 from dge_recipes.data.sampling import Draw
 from dge_recipes.randomness import derive_seed
 
-__all__ = ["NUM_CLASSES", "NUM_HELD_OUT", "HeldOutDigits", "TrainingDigits", "digit_arrays", "render_digits"]
+__all__ = ["NUM_CLASSES", "NUM_HELD_OUT", "TrainingDigits", "UprightDigits", "digit_arrays", "render_digits"]
 
 NUM_CLASSES = 10
 NUM_HELD_OUT = 360
@@ -82,25 +83,37 @@ class TrainingDigits(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
         """Image float32 [1, size, size] in [-1, 1] and its label."""
-        config = self.config
-        seed = derive_seed(self.seed, "augment", draw.epoch, draw.position)
-        generator = torch.Generator().manual_seed(seed)
-        size, turn, shift_x, shift_y = (torch.rand(4, generator=generator) * 2 - 1).split(1)
-        image = render_digits(
-            self.scans[draw.image : draw.image + 1],
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Tensor, int]]:
+        """A batch drawn at once, which PyTorch's loaders ask for: each image is what it would be alone."""
+        config, generator = self.config, torch.Generator()
+        numbers = torch.empty(len(draws), 4)
+        for row, draw in zip(numbers, draws, strict=True):
+            generator.manual_seed(derive_seed(self.seed, "augment", draw.epoch, draw.position))
+            torch.rand(4, generator=generator, out=row)
+        size, turn, *shift = (numbers * 2 - 1).unbind(1)
+        chosen = [draw.image for draw in draws]
+        images = render_digits(
+            self.scans[chosen],
             config.image_size,
             config.digit_size * (1 + size * config.scale),
             turn * math.radians(config.rotation),
-            torch.stack([shift_x, shift_y], 1) * config.shift,
+            torch.stack(shift, 1) * config.shift,
         )
-        return image[0], int(self.labels[draw.image])
+        return list(zip(images.unbind(0), self.labels[chosen].tolist(), strict=True))
 
 
-class HeldOutDigits(Dataset[tuple[Tensor, int]]):
-    """The 360 held-out digits, upright and centred: always the same images."""
+class UprightDigits(Dataset[tuple[Tensor, int]]):
+    """Digits upright and centred: always the same images.
 
-    def __init__(self, config: DigitsData) -> None:
-        _, _, scans, self.labels = digit_arrays()
+    Args:
+        config: sizes.
+        held_out: the 360 held-out digits, else the training digits without augmentation.
+    """
+
+    def __init__(self, config: DigitsData, *, held_out: bool = True) -> None:
+        scans, self.labels = digit_arrays()[2:] if held_out else digit_arrays()[:2]
         count, zero = len(scans), torch.zeros(len(scans))
         size = torch.full((count,), config.digit_size)
         self.images = render_digits(scans, config.image_size, size, zero, torch.zeros(count, 2))

@@ -1,17 +1,21 @@
 """Loaders for training and evaluation, ready for Accelerate."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from dge_recipes.config.schema import Config, DigitsData
-from dge_recipes.data.digits import NUM_CLASSES, HeldOutDigits, TrainingDigits
-from dge_recipes.data.imagefolder import TrainingFolder, open_held_out, open_training
+from dge_recipes.config import Config, DigitsData, RandomData
+from dge_recipes.data.digits import NUM_CLASSES, TrainingDigits, UprightDigits
+from dge_recipes.data.images import HeldOutImages, TrainingImages
+from dge_recipes.data.random_images import RandomImages
 from dge_recipes.data.sampling import EpochSampler
+from dge_recipes.data.sources.opening import check_same_classes, open_source
+from dge_recipes.data.workers import worker_signals
 
-__all__ = ["HeldOutData", "TrainingData", "build_held_out", "build_training"]
+__all__ = ["HeldOutData", "TrainingData", "build_held_out", "build_training", "check_classes"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,7 @@ def build_training(config: Config, num_processes: int) -> TrainingData:
     Raises:
         UserError: data that is missing or unusable.
     """
-    train: TrainingDigits | TrainingFolder
-    if isinstance(config.data, DigitsData):
-        train, repeats = TrainingDigits(config.data, config.train.seed), 1
-    else:
-        train, repeats = open_training(config.data, config.train.seed), config.data.repeats
+    train, repeats = _training_set(config)
     global_batch = config.train.batch_size * num_processes * config.train.accumulation_steps
     sampler = EpochSampler(len(train), global_batch, config.train.seed, repeats)
     loader = DataLoader(train, config.train.batch_size, sampler=sampler, drop_last=True, **_loading(config))
@@ -63,15 +63,39 @@ def build_held_out(config: Config) -> HeldOutData:
     Raises:
         UserError: data that is missing or unusable.
     """
-    held_out: Any
+    data: Any
     if isinstance(config.data, DigitsData):
-        held_out, classes, channels = HeldOutDigits(config.data), NUM_CLASSES, 1
+        data, classes, channels = UprightDigits(config.data), NUM_CLASSES, 1
+    elif isinstance(config.data, RandomData):
+        data, classes, channels = RandomImages(config.data), config.data.num_classes, config.data.channels
     else:
-        held_out = open_held_out(config.data)
-        classes, channels = len(held_out.classes), 3
-    loader = DataLoader(held_out, config.eval.batch_size, **_loading(config))
+        source = open_source(config.data, "val")
+        data, classes, channels = HeldOutImages(source, config.data, Path(config.output.dir)), source.num_classes, 3
+    loader = DataLoader(data, config.eval.batch_size, **_loading(config))
     size = config.data.image_size
-    return HeldOutData(loader, len(held_out), classes, (channels, size, size))
+    return HeldOutData(loader, len(data), classes, (channels, size, size))
+
+
+def check_classes(training: TrainingData, held_out: HeldOutData) -> None:
+    """Training and held-out labels must mean the same.
+
+    Raises:
+        UserError: they do not.
+    """
+    sets = training.loader.dataset, held_out.loader.dataset
+    if isinstance(sets[0], TrainingImages) and isinstance(sets[1], HeldOutImages):
+        check_same_classes(sets[0].source, sets[1].source)
+
+
+def _training_set(config: Config) -> tuple[Any, int]:
+    """The set, and how often an epoch draws each image."""
+    data, seed = config.data, config.train.seed
+    if isinstance(data, DigitsData):
+        return TrainingDigits(data, seed), 1
+    if isinstance(data, RandomData):
+        return RandomImages(data), 1
+    source = open_source(data, "train")
+    return TrainingImages(source, data, seed, Path(config.output.dir)), data.repeats
 
 
 def _loading(config: Config) -> dict[str, Any]:
@@ -80,4 +104,5 @@ def _loading(config: Config) -> dict[str, Any]:
         "num_workers": workers,
         "persistent_workers": workers > 0,
         "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": worker_signals(),
     }
