@@ -1,6 +1,8 @@
-"""The one kind of error that a user of the recipes can cause and correct."""
+"""What ends a command besides its work being done: a mistake that the user can correct, or a request to stop."""
 
-__all__ = ["UserError"]
+__all__ = ["RunStopped", "UserError"]
+
+_FROM_WORKER = "Caught UserError in DataLoader worker process"
 
 
 class UserError(ValueError):
@@ -9,3 +11,13 @@ class UserError(ValueError):
     The message is one line and names what came and what is expected. The command lines print it alone;
     any other exception is a fault of the program and keeps its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        # PyTorch makes an exception of a data loading process anew, with that process's traceback as its text.
+        if message.startswith(_FROM_WORKER):
+            message = message.rpartition("UserError: ")[2].strip()
+        super().__init__(message)
+
+
+class RunStopped(Exception):
+    """A run was asked to stop, and has saved where it stands. Not an error: the command's exit status is 0."""

@@ -41,12 +41,25 @@ def start_processes(config: Config) -> Accelerator:
     if accelerator.mixed_precision not in PrecisionType.list():  # one from the environment goes unchecked
         known = ", ".join(PrecisionType.list())
         raise UserError(f"mixed precision {accelerator.mixed_precision!r} is unknown; expected one of {known}")
+    _check_distribution(accelerator)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != launched:
         raise UserError(
             f"{launched} processes were launched but {accelerator.num_processes} take part; see the README on launchers"
         )
     return accelerator
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    """DDP is what is proved to work; and where Accelerate cannot shard, on CPUs, it does not say so."""
+    asked = [
+        name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"
+    ]
+    if asked or accelerator.distributed_type.value in {"FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"}:
+        kind = asked[0] if asked else accelerator.distributed_type.value
+        raise UserError(
+            f"{kind} is not supported: each process holds a whole model; launch with DDP, as gpu8.yaml does"
+        )
 
 
 def _check_trackers(names: Sequence[str]) -> None:

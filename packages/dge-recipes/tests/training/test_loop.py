@@ -35,7 +35,8 @@ def _metrics(config: Config) -> list[dict[str, Any]]:
 
 
 def _without_clock(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key != "images_per_second"} for record in records]
+    clock = {"images_per_second", "data_share", "memory_mib"}
+    return [{key: value for key, value in record.items() if key not in clock} for record in records]
 
 
 def _last(config: Config) -> Path:
@@ -90,8 +91,15 @@ def test_a_run_leaves_config_metrics_summary_events_and_checkpoints(small_config
         ("eval", 10),
         ("ema", 10),
     ]
-    expected = {"kind", "step", "epoch", "loss", "task", "budget", "mac_ratio", "accuracy", "lr", "images_per_second"}
-    assert set(_metrics(config)[0]) == expected
+    losses = {"loss", "task", "distillation", "budget", "mac_ratio", "accuracy", "split_shares"}
+    timing = {"images_per_second", "data_share", "memory_mib"}
+    first = _metrics(config)[0]
+    assert set(first) == {"kind", "step", "epoch", "lr"} | losses | timing
+    assert 0 <= first["data_share"] <= 1
+    assert first["memory_mib"] > 50
+    (shares,) = first["split_shares"]  # of the one layer
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+    assert shares[0] > 0.8  # routers start at the finest split
 
 
 def test_the_table_row_is_printed(small_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,7 +150,13 @@ def test_the_imagenet_recipe_made_small(tmp_path: Path) -> None:
             for number in range(6):
                 Image.new("RGB", (40, 50), (80 * label, 40 * number, 9)).save(folder / f"{number}.png")
     small = ("model.kwargs.img_size=64", "model.kwargs.depth=1", "data.image_size=64", "data.workers=0")
-    short = ("train.epochs=2", "train.batch_size=6", "schedule.warmup_epochs=1", "optim.lr_batch=null")
+    short = (
+        "train.epochs=2",
+        "train.batch_size=6",
+        "schedule.warmup_epochs=1",
+        "optim.lr_batch=null",
+        "data.num_classes=null",
+    )
     places = (f"data.root={tmp_path / 'data'}", f"output.dir={tmp_path / 'run'}", "eval.timing_rounds=0")
     summary = train(load_config("deit_dge_tiny_256", [*small, *short, *places]))
     assert (summary["images"], summary["steps"]) == (18, 6)
@@ -227,8 +241,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
             run.model.head.weight.data.fill_(float("nan"))  # type: ignore[union-attr, operator]
         original(run, *arguments)
 
-    original = loop._forward_backward
-    monkeypatch.setattr(loop, "_forward_backward", poisoned)
+    original = loop.forward_backward
+    monkeypatch.setattr(loop, "forward_backward", poisoned)
     with pytest.raises(UserError, match="the loss is not finite at step 4"):
         train(small_config())
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from dge_models import deterministic_routing, mac_ratio
 from dge_recipes.config import Config
 from dge_recipes.models import build_model
-from dge_recipes.training.losses import LOSS_NAMES, LossModule
+from dge_recipes.training.losses import LOSS_NAMES, MEASURED, SHARES, LossModule
 
 
 def _module(config: Config) -> LossModule:
@@ -24,7 +24,7 @@ def test_a_routed_model_pays_for_its_macs(small_config: Callable[..., Config]) -
         losses = module(images, labels)
         logits, routings = module.model.forward_routed(images)  # type: ignore[operator]
     ratio = mac_ratio(module.model, routings)
-    assert set(losses) == set(LOSS_NAMES)
+    assert set(losses) == {*LOSS_NAMES, MEASURED, SHARES}
     torch.testing.assert_close(losses["task"], F.cross_entropy(logits, labels, label_smoothing=0.2))
     torch.testing.assert_close(losses["mac_ratio"], ratio)
     torch.testing.assert_close(losses["budget"], 2 * (ratio - 0.3) ** 2)

@@ -14,7 +14,7 @@ def test_round_trip() -> None:
     saved = Progress(7, 64, step=16, seconds=2.5, best_score=90.0).state_dict()
     progress = Progress(7, 64)
     progress.load_state_dict(saved)
-    assert progress == Progress(7, 64, 16, 2.5, 90.0)
+    assert progress == Progress(7, 64, step=16, seconds=2.5, best_score=90.0)
 
 
 @pytest.mark.parametrize(("other", "words"), [((8, 64), "steps_per_epoch 7"), ((7, 32), "global_batch 64")])

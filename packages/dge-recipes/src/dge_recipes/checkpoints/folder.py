@@ -4,9 +4,13 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from dge_recipes.errors import UserError
 
@@ -36,10 +40,24 @@ def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
         remove_folder(destination)
         aside.rename(destination)
         _sync(destination.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        reason = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else str(error)
+        reason = _reason(error)
         raise UserError(f"cannot write {destination}: {reason}; what was saved before is intact") from error
+
+
+def _reason(error: OSError | SafetensorError) -> str:
+    """Why something could not be written, in a user's words."""
+    number = error.errno if isinstance(error, OSError) else _number(str(error))
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        return "the disk is full"
+    return str(error) if number is None else os.strerror(number)
+
+
+def _number(text: str) -> int | None:
+    """The operating system's error number, which safetensors tells in words alone."""
+    found = re.search(r"os error (\d+)", text)
+    return None if found is None else int(found[1])
 
 
 def remove_folder(folder: Path) -> None:
@@ -81,7 +99,9 @@ def write_text(path: Path, text: str) -> None:
         _sync(aside)
         aside.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {_reason(error)}") from error
 
 
 def _write_manifest(folder: Path) -> None:

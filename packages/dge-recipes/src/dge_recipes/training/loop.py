@@ -1,6 +1,5 @@
 """The training recipe, from a configuration to a summary. Read it top down."""
 
-import math
 import time
 from contextlib import closing, nullcontext
 from typing import Any
@@ -9,16 +8,20 @@ from accelerate import skip_first_batches
 from torch import Tensor
 
 from dge_models import deterministic_routing
-from dge_recipes.checkpoints import capture_state
 from dge_recipes.config import Config
-from dge_recipes.errors import UserError
 from dge_recipes.evaluation import evaluate
-from dge_recipes.processes import on_main_process, start_processes
+from dge_recipes.processes import start_processes
 from dge_recipes.randomness import derive_seed, seed_everything
+from dge_recipes.training.bad_numbers import Place
+from dge_recipes.training.clock import Clock
+from dge_recipes.training.halting import halt_if_due, must_skip
+from dge_recipes.training.losses import MEASURED
+from dge_recipes.training.saving import save
 from dge_recipes.training.setup import Run, set_up
+from dge_recipes.training.stopping import StopSignal
 from dge_recipes.training.summary import write_summary
 
-__all__ = ["train"]
+__all__ = ["forward_backward", "train", "train_epoch"]
 
 
 def train(config: Config, *, resume: str | None = None, overwrite: bool = False) -> dict[str, Any]:
@@ -36,56 +39,97 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
         The summary, as in ``summary.json``.
 
     Raises:
+        RunStopped: SIGTERM came; where the run stands is saved.
         UserError: anything that the user can correct.
     """
     accelerator = start_processes(config)
-    run = set_up(config, accelerator, resume, overwrite)
-    with closing(run.reporter):
-        while run.progress.step < run.total_steps:
-            _train_epoch(run)
-            _finish_epoch(run)
-        if not run.evaluations:  # the run was complete when it was resumed
-            _evaluate(run)
-    summary = write_summary(run)
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    accelerator.free_memory()
-    return summary
+    try:
+        with StopSignal() as stop:
+            run = set_up(config, accelerator, stop, resume, overwrite)
+            with closing(run.reporter):
+                _train(run)
+        return write_summary(run)
+    finally:
+        for tracker in getattr(accelerator, "trackers", []):
+            tracker.finish()
+        accelerator.free_memory()
 
 
-def _train_epoch(run: Run) -> None:
-    """Train to the end of the epoch under way, from wherever in it the run stands."""
+def _train(run: Run) -> None:
+    progress = run.progress
+    while progress.finished_epochs < run.config.train.epochs:
+        if progress.epoch == progress.finished_epochs:  # else it was stopped between an epoch and its evaluation
+            train_epoch(run)
+        _finish_epoch(run)
+    if not run.evaluations:  # the run was complete when it was resumed
+        _evaluate(run)
+
+
+def train_epoch(run: Run) -> None:
+    """Train to the end of the epoch under way, from wherever in it the run stands.
+
+    Raises:
+        RunStopped: SIGTERM came; where the run stands is saved.
+        UserError: a loss is not finite, or a checkpoint cannot be written.
+    """
     progress, accelerator, epoch = run.progress, run.accelerator, run.progress.epoch
     run.module.train()
     run.train_loader.set_epoch(epoch)
     done = progress.step_in_epoch * run.config.train.accumulation_steps
     loader = skip_first_batches(run.train_loader, done) if done else run.train_loader
-    clock = _Clock()
-    for forward, (images, labels) in enumerate(loader, start=done):
+    clock = Clock(progress)
+    for forward, (images, labels) in enumerate(clock.waiting(loader), start=done):
         # Drop path, mixing and Gumbel noise of this forward follow from its place in the run alone.
-        position = (epoch, forward, accelerator.process_index)
-        seed_everything(derive_seed(run.config.train.seed, "step", *position))
+        place = Place(progress.step + 1, (epoch, forward, accelerator.process_index))
+        seed_everything(derive_seed(run.config.train.seed, "step", *place.position))
         with accelerator.accumulate(run.module):
-            _forward_backward(run, images, labels)
+            forward_backward(run, place, images, labels)
         if accelerator.sync_gradients:
             _finish_step(run, clock)
 
 
-def _forward_backward(run: Run, images: Tensor, labels: Tensor) -> None:
+def forward_backward(run: Run, place: Place, images: Tensor, labels: Tensor) -> None:
+    """Forward, backward and, where gradient accumulation lets it, the optimiser's step.
+
+    Args:
+        run: the run.
+        place: where in it this forward is.
+        images: [B, C, H, W], on the run's device.
+        labels: int64 [B].
+    """
+    config, accelerator = run.config.train, run.accelerator
     if run.mixing is not None:
         images, labels = run.mixing(images, labels)
-    noiseless = run.progress.epoch >= run.config.train.epochs - run.config.budget.noiseless_epochs
+    answers = None
+    if run.teacher is not None:
+        with accelerator.autocast():
+            answers = run.teacher(images)
+    run.budget.begin()
+    noiseless = place.position[0] >= config.epochs - run.config.budget.noiseless_epochs
     with deterministic_routing() if noiseless else nullcontext():
-        losses = run.module(images, labels)
-    run.averages.add(losses)
-    run.accelerator.backward(losses["loss"])
-    if run.accelerator.sync_gradients and run.config.optim.clip_grad is not None:
-        run.accelerator.clip_grad_norm_(run.module.parameters(), run.config.optim.clip_grad)
-    run.optimizer.step()
+        losses = run.module(images, labels, answers)
+    run.watch.watch(place, run.averages.scalars(losses), images, labels)
+    skips = config.non_finite == "skip"
+    if run.watch.look(wait=skips) is None:
+        run.averages.add(losses)
+    run.budget.add(losses[MEASURED])
+    accelerator.backward(losses["loss"])
+    if accelerator.sync_gradients:
+        _update(run)
+
+
+def _update(run: Run) -> None:
+    """The optimiser's step, unless it has to be skipped."""
+    skipped = run.config.train.non_finite == "skip" and must_skip(run)
+    if not skipped:
+        if run.config.optim.clip_grad is not None:
+            run.accelerator.clip_grad_norm_(run.module.parameters(), run.config.optim.clip_grad)
+        run.optimizer.step()
     run.optimizer.zero_grad()
+    run.budget.finish(skipped=skipped)
 
 
-def _finish_step(run: Run, clock: "_Clock") -> None:
+def _finish_step(run: Run, clock: Clock) -> None:
     """Schedule, average, log and save after an optimiser step."""
     progress, config = run.progress, run.config
     lr = run.raw_optimizer.param_groups[0]["lr"]
@@ -95,15 +139,14 @@ def _finish_step(run: Run, clock: "_Clock") -> None:
         run.ema.update(run.model, step=progress.step)
     run.reporter.step()
     clock.steps += 1
-    if progress.step % config.train.log_every == 0 or progress.step_in_epoch == 0:
-        means = run.averages.pop(run.accelerator)
-        if not math.isfinite(means["loss"]):
-            terms = ", ".join(f"{name} {means[name]}" for name in ("task", "budget"))
-            raise UserError(f"the loss is not finite at step {progress.step} ({terms}); a lower optim.lr may help")
-        run.reporter.training(means, lr, clock.lap(progress))
-    every = config.checkpoint.every_steps
-    if every is not None and progress.step % every == 0 and progress.step_in_epoch != 0:
-        clock.lap(progress)
+    ends_epoch = progress.step_in_epoch == 0
+    if progress.step % config.train.log_every == 0 or ends_epoch:
+        means = run.averages.pop()
+        run.reporter.training(means, lr, clock.lap())
+    saves = _at_every_steps(run)
+    halt_if_due(run, before_saving=saves or ends_epoch)
+    if saves and not ends_epoch:  # at an epoch's end, after its evaluation
+        clock.lap()
         save(run)
         clock.restart()
 
@@ -120,8 +163,15 @@ def _finish_epoch(run: Run) -> None:
         score = max(evaluation.acc1 for evaluation in run.evaluations.values())
         if score > progress.best_score:
             progress.best_score = best = score
-    if last or best is not None or progress.epoch % config.checkpoint.every_epochs == 0:
+    progress.finished_epochs = progress.epoch
+    due = progress.epoch % config.checkpoint.every_epochs == 0 or _at_every_steps(run)
+    if last or best is not None or due:
         save(run, best)
+
+
+def _at_every_steps(run: Run) -> bool:
+    every = run.config.checkpoint.every_steps
+    return every is not None and run.progress.step % every == 0
 
 
 def _evaluate(run: Run) -> None:
@@ -131,27 +181,3 @@ def _evaluate(run: Run) -> None:
         evaluation = evaluate(network, run.held_out_loader, run.accelerator, run.held_out.num_images)
         run.evaluations[name] = evaluation
         run.reporter.evaluation(evaluation.as_dict(), name)
-
-
-def save(run: Run, best_score: float | None = None) -> None:
-    """Write a checkpoint of where the run stands. Every process calls it."""
-    write = capture_state(run.model, run.ema and run.ema.module, run.raw_optimizer, run.registered)
-    on_main_process(run.accelerator, lambda: str(run.store.save(run.progress.step, write, best_score)))
-
-
-class _Clock:
-    """Time spent training since the last report."""
-
-    def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        self.steps, self._start = 0, time.perf_counter()
-
-    def lap(self, progress: Any) -> float:
-        """Images per second since the last call; the time is added to the run's."""
-        elapsed = time.perf_counter() - self._start
-        progress.seconds += elapsed
-        speed = self.steps * progress.global_batch / elapsed
-        self.restart()
-        return float(speed)

@@ -1,16 +1,23 @@
 """The module that training wraps: its forward computes logits and losses, so that DDP sees all of it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dge_models
+from dge_models import Routing
 from dge_recipes.config.schema import Config
 from dge_recipes.models import is_routed
+from dge_recipes.training.budgets import build_budget
+from dge_recipes.training.distillation import distillation_loss
 
-__all__ = ["LOSS_NAMES", "LossModule"]
+__all__ = ["LOSS_NAMES", "MEASURED", "SHARES", "LossModule"]
 
-LOSS_NAMES = ("loss", "task", "budget", "mac_ratio", "accuracy")
+LOSS_NAMES = ("loss", "task", "distillation", "budget", "mac_ratio", "accuracy")
+MEASURED = "measured_ratio"
+SHARES = "split_shares"
 
 
 class LossModule(nn.Module):
@@ -18,7 +25,7 @@ class LossModule(nn.Module):
 
     Args:
         model: the network.
-        config: label smoothing, mixing and budget.
+        config: label smoothing, mixing, distillation and budget.
     """
 
     def __init__(self, model: nn.Module, config: Config) -> None:
@@ -27,29 +34,49 @@ class LossModule(nn.Module):
         # Mixed targets come smoothed.
         mixes = config.mixing.mixup > 0 or config.mixing.cutmix > 0
         self.label_smoothing = 0.0 if mixes else config.train.label_smoothing
-        self.budget = dge_models.BudgetLoss(config.budget.target, config.budget.weight)
+        self.distillation = config.distillation
+        self.budget = build_budget(config.budget, config.train.seed)
 
-    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, targets: Tensor, teacher: Tensor | None = None) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
             images: [B, C, H, W].
             targets: int64 labels [B], or class probabilities float [B, classes].
+            teacher: the teacher's logits float32 [B, classes], or None without one.
 
         Returns:
-            Scalars: ``loss`` to differentiate; and, detached, ``task`` (cross-entropy), ``budget`` (penalty),
-            ``mac_ratio`` and ``accuracy`` (against the likeliest class of a mixed target), fractions both.
+            Scalars: ``loss`` to differentiate; and, detached, ``task`` (cross-entropy), ``distillation``,
+            ``budget`` (penalty), ``mac_ratio`` and ``accuracy`` (against the likeliest class of a mixed target),
+            fractions both, and ``measured_ratio``, what the budget learns from. ``split_shares`` [L, n]: each
+            routed layer's regions per split, as fractions; [0, 0] without routers.
         """
+        routings: Sequence[Routing] = ()
         if is_routed(self.model):
-            logits, routings = self.model.forward_routed(images)
+            output, routings = self.model.forward_routed(images)
             penalty = self.budget(self.model, routings)
             ratio = dge_models.mac_ratio(self.model, routings)
+            measured = self.budget.measure(self.model, routings)
         else:
-            logits = self.model(images)
-            penalty = logits.new_zeros((), dtype=torch.float32)
-            ratio = penalty + 1
-        task = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+            output = self.model(images)
+            penalty = images.new_zeros((), dtype=torch.float32)
+            measured = ratio = penalty + 1
+        # A model with a distillation token answers twice: the second head learns from the teacher.
+        logits, second = (each.float() for each in (output if isinstance(output, tuple) else (output, output)))
+        task = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        loss, distillation = task + penalty, torch.zeros_like(task)
+        if teacher is not None:
+            settings = self.distillation
+            distillation = distillation_loss(second, teacher, settings.kind, settings.temperature)
+            loss = (1 - settings.alpha) * task + settings.alpha * distillation + penalty
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         accuracy = (logits.argmax(1) == labels).float().mean()
-        report = {"task": task, "budget": penalty, "mac_ratio": ratio, "accuracy": accuracy}
-        return {"loss": task + penalty, **{name: value.detach() for name, value in report.items()}}
+        values = (task, distillation, penalty, ratio, accuracy)
+        report = {name: value.detach() for name, value in zip(LOSS_NAMES[1:], values, strict=True)}
+        return {"loss": loss, **report, MEASURED: measured.detach(), SHARES: _shares(routings, images)}
+
+
+def _shares(routings: Sequence[Routing], images: Tensor) -> Tensor:
+    if not routings:
+        return images.new_zeros(0, 0)
+    return torch.stack([routing.gate.detach().float().mean((0, 1, 2)) for routing in routings])

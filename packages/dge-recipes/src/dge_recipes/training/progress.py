@@ -17,6 +17,8 @@ class Progress:
         steps_per_epoch: optimiser steps in one epoch.
         global_batch: images per optimiser step, all processes and accumulation steps together.
         step: optimiser steps done.
+        finished_epochs: epochs trained, and evaluated where that was due.
+        skipped: steps left out because their loss was not finite.
         seconds: time spent, over all the times that the run was started.
         best_score: best held-out Acc@1 so far, in percent; -1 before the first evaluation.
     """
@@ -24,6 +26,8 @@ class Progress:
     steps_per_epoch: int
     global_batch: int
     step: int = 0
+    finished_epochs: int = 0
+    skipped: int = 0
     seconds: float = 0.0
     best_score: float = -1.0
 

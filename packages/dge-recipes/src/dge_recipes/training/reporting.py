@@ -1,45 +1,22 @@
 """What a run tells while it trains: progress bar, ``metrics.jsonl`` and experiment trackers."""
 
 import json
+import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dge_recipes.errors import UserError
-from dge_recipes.training.losses import LOSS_NAMES
+from dge_recipes.training.losses import SHARES
 from dge_recipes.training.progress import Progress
 
-__all__ = ["Averages", "Reporter"]
-
-
-class Averages:
-    """Means of the loss module's numbers since the last report, kept on the device until they are asked for.
-
-    Args:
-        device: where the numbers arrive.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(LOSS_NAMES), device=device)
-        self._count = 0
-
-    def add(self, losses: dict[str, Tensor]) -> None:
-        """Add one forward's scalars; no synchronisation with the device."""
-        self._sums += torch.stack([losses[name].detach().float() for name in LOSS_NAMES])
-        self._count += 1
-
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all processes since the last call; every process must call it."""
-        means = accelerator.reduce(self._sums / max(1, self._count), reduction="mean")
-        self._sums = torch.zeros_like(self._sums)
-        self._count = 0
-        return dict(zip(LOSS_NAMES, means.tolist(), strict=True))
+__all__ = ["Reporter"]
 
 
 class Reporter:
@@ -73,15 +50,24 @@ class Reporter:
         """One optimiser step is done."""
         self._bar.update(1)
 
-    def training(self, means: dict[str, float], lr: float, images_per_second: float) -> None:
-        """Record means since the last report."""
-        self._record("train", {**means, "lr": lr, "images_per_second": images_per_second})
+    def training(self, means: dict[str, Any], lr: float, timing: dict[str, float]) -> None:
+        """Record what happened since the last report.
+
+        Args:
+            means: losses, accuracy and MAC ratio; ``split_shares`` if there are routers.
+            lr: learning rate of the step just done.
+            timing: ``images_per_second``, and ``data_share`` of the time spent waiting for images.
+        """
+        memory = _memory(self._accelerator.device)
+        self._record("train", {**means, "lr": lr, **timing, "memory_mib": memory})
         shown = {
             "loss": f"{means['loss']:.3f}",
             "acc": f"{means['accuracy']:.3f}",
             "MACs": f"{means['mac_ratio']:.2f}",
             "lr": f"{lr:.1e}",
-            "img/s": f"{images_per_second:.0f}",
+            "img/s": f"{timing['images_per_second']:.0f}",
+            "data": f"{timing['data_share']:.0%}",
+            "MiB": f"{memory:.0f}",
         }
         self._bar.set_postfix(shown)
         if self._main and self._bar.disable:
@@ -94,6 +80,7 @@ class Reporter:
         self.say(
             f"epoch {self._epoch():.0f} {name}: Acc@1 {values['acc1']:.2f} Acc@5 {values['acc5']:.2f} "
             f"MACs {values['mac_ratio']:.3f} of dense, {values['images']} images"
+            + (f", {values['unreadable']} unreadable" if values["unreadable"] else "")
         )
 
     def say(self, message: str) -> None:
@@ -107,7 +94,10 @@ class Reporter:
 
     def _record(self, kind: str, values: dict[str, Any]) -> None:
         step = self._progress.step
-        self._accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
+        try:
+            self._accelerator.log({f"{kind}/{name}": value for name, value in _scalars(values)}, step=step)
+        except OSError as error:
+            raise UserError(f"the trackers cannot write to {self._metrics.parent}: {error}") from error
         if not self._main:
             return
         line = json.dumps({"kind": kind, "step": step, "epoch": round(self._epoch(), 4), **values})
@@ -124,3 +114,22 @@ class Reporter:
         done = self._progress.step - self._first_step
         left = (time.perf_counter() - self._start) / max(1, done) * (self._total - self._progress.step)
         return str(tqdm.format_interval(left))
+
+
+def _scalars(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """What trackers draw: every number by itself."""
+    for name, value in values.items():
+        if name != SHARES:
+            yield name, value
+            continue
+        for layer, row in enumerate(value):
+            for split, share in enumerate(row):
+                yield f"{name}/layer_{layer:02d}_split_{split}", share
+
+
+def _memory(device: torch.device) -> float:
+    """The most that was in use so far: of the device's memory, or without one of the process's, in MiB."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

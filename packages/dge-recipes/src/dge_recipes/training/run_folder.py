@@ -9,7 +9,9 @@ from dge_recipes.checkpoints import CheckpointStore
 from dge_recipes.checkpoints.folder import write_text
 from dge_recipes.checkpoints.locate import CHECKPOINTS, find_checkpoint
 from dge_recipes.config import Config, dump_config, load_config
+from dge_recipes.data.images import UNREADABLE_FILE
 from dge_recipes.errors import UserError
+from dge_recipes.training.bad_numbers import BAD_BATCHES
 
 __all__ = [
     "CONFIG_FILE",
@@ -31,8 +33,11 @@ _FREE_KEYS = {
     "train.log_every",
     "train.eval_every",
     "train.device",
+    "train.non_finite",
+    "train.skip_limit",
     "data.workers",
     "data.root",
+    "distillation.weights",
 }
 
 
@@ -110,9 +115,9 @@ def _continues(folder: Path, resume: str | None, checkpoint: Path | None) -> boo
 
 def _remove_run(folder: Path) -> None:
     """Delete what a run writes, and nothing else that may lie beside it."""
-    for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE):
+    for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, UNREADABLE_FILE):
         (folder / name).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, "tensorboard"):
+    for name in (CHECKPOINTS, "tensorboard", BAD_BATCHES):
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dge_recipes.checkpoints.folder import write_text
+from dge_recipes.data.images import UNREADABLE_FILE
 from dge_recipes.evaluation import Row, machine_facts, markdown_table, measure_speed
 from dge_recipes.models import display_name
 from dge_recipes.processes import on_main_process
@@ -31,6 +32,8 @@ def write_summary(run: Run) -> dict[str, Any]:
         "best_acc1": run.progress.best_score,
         "epochs": config.train.epochs,
         "steps": run.progress.step,
+        "skipped_steps": run.progress.skipped,
+        "unreadable_images": _unreadable(run.folder),
         "seconds": round(run.progress.seconds, 3),
         "seed": config.train.seed,
         **machine_facts(accelerator),
@@ -43,3 +46,9 @@ def write_summary(run: Run) -> dict[str, Any]:
     if accelerator.is_main_process:
         print(markdown_table([row]))
     return summary
+
+
+def _unreadable(folder: Path) -> int:
+    """Files that the run's data sets could not read; each process lists what it met."""
+    path = folder / UNREADABLE_FILE
+    return len(set(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else 0

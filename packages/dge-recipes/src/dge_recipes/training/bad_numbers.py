@@ -1,0 +1,130 @@
+"""Losses that are not finite: noticed without slowing the run, and kept so that they can be looked into."""
+
+import json
+import math
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dge_recipes.errors import UserError
+from dge_recipes.training.losses import LOSS_NAMES
+
+__all__ = ["BAD_BATCHES", "BadBatch", "LossWatch", "Place"]
+
+BAD_BATCHES = "bad_batches"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run a forward happens; its randomness follows from ``derive_seed(seed, "step", *position)``.
+
+    Attributes:
+        step: the optimiser step under way, counted from 1.
+        position: (epoch, forward in the epoch, process).
+    """
+
+    step: int
+    position: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class BadBatch:
+    """A batch whose loss is not finite."""
+
+    place: Place
+    terms: dict[str, float]
+    images: Tensor
+    targets: Tensor
+
+    def save(self, folder: Path, seed: int) -> Path:
+        """Write images, targets and where they occurred to a safetensors file.
+
+        Args:
+            folder: the run's folder.
+            seed: the run's.
+
+        Returns:
+            The file. Its metadata hold, as JSON text, ``step``, ``position`` (epoch, forward, process), ``seed``
+            and ``terms``.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        path = folder / BAD_BATCHES / f"step_{self.place.step:08d}_process_{self.place.position[2]}.safetensors"
+        facts = {"step": self.place.step, "position": self.place.position, "seed": seed}
+        metadata = {name: json.dumps(value) for name, value in facts.items()}
+        metadata["terms"] = json.dumps({name: repr(value) for name, value in self.terms.items()})
+        tensors = {"images": self.images, "targets": self.targets}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path, metadata=metadata)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot write {path}, the batch of a loss that is not finite: {error}") from error
+        return path
+
+    def describe(self) -> str:
+        """The step, the process and the terms, in words."""
+        terms = ", ".join(f"{name} {self.terms[name]:g}" for name in ("task", "budget"))
+        return f"the loss is not finite at step {self.place.step} in process {self.place.position[2]} ({terms})"
+
+
+class LossWatch:
+    """Looks at every forward's loss, on an accelerator one forward late so that the device need not be waited for.
+
+    Args:
+        device: where the losses are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pending: deque[tuple[Place, Tensor, torch.Event | None, Tensor, Tensor]] = deque()
+        self.bad: BadBatch | None = None
+
+    def watch(self, place: Place, terms: Tensor, images: Tensor, targets: Tensor) -> None:
+        """Note one forward.
+
+        Args:
+            place: where in the run it is.
+            terms: float [len(LOSS_NAMES)], on the device.
+            images: the batch [B, C, H, W], kept until its loss is known to be finite.
+            targets: int64 [B] or float [B, classes], likewise.
+        """
+        if self._device.type == "cpu":
+            self._pending.append((place, terms, None, images, targets))
+        else:
+            host = _host_tensor(terms)
+            host.copy_(terms, non_blocking=True)
+            arrived = torch.Event(self._device)
+            arrived.record()
+            self._pending.append((place, host, arrived, images, targets))
+
+    def look(self, *, wait: bool = False) -> BadBatch | None:
+        """The first batch so far whose loss is not finite, or None.
+
+        Args:
+            wait: look at the newest forward too, though its loss is still being computed.
+        """
+        keep = 0 if wait or self._device.type == "cpu" else 1
+        while len(self._pending) > keep:
+            place, terms, arrived, images, targets = self._pending.popleft()
+            if arrived is not None:
+                arrived.synchronize()
+            values = dict(zip(LOSS_NAMES, terms.tolist(), strict=True))
+            if self.bad is None and not math.isfinite(values["loss"]):
+                self.bad = BadBatch(place, values, images, targets)
+        return self.bad
+
+    def forget(self) -> None:
+        """The bad batch has been dealt with."""
+        self.bad = None
+
+
+def _host_tensor(like: Tensor) -> Tensor:
+    """Memory of the CPU that a device can copy to in passing."""
+    return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
