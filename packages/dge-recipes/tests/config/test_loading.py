@@ -54,7 +54,7 @@ def test_override_of_a_section_that_a_recipe_leaves_out() -> None:
     [
         (["optim.lrr=1"], ["unknown key: 'optim.lrr'", "did you mean 'optim.lr'?"]),
         (["data.shif=1"], ["unknown key: 'data.shif'", "did you mean 'data.shift'?"]),
-        (["data.root=/x"], ["unknown key: 'data.root'"]),
+        (["data.root=/x"], ["unknown key: 'data.root' (it belongs to another data.name)"]),
         (["nothing.like.this=1"], ["unknown key: 'nothing.like.this'"]),
         (["model.convert.split=[4]"], ["unknown key: 'model.convert.split'"]),
         (["optim.lr=fast"], ["'optim.lr'", "'fast' (str)", "expected a valid number"]),

@@ -1,5 +1,16 @@
 """Typed configuration: one strict tree, YAML files, ``key=value`` overrides."""
 
+from dge_recipes.config.data_sets import (
+    CifarData,
+    DigitsData,
+    HuggingFaceData,
+    ImageData,
+    ImageFolderData,
+    INaturalistData,
+    RandomData,
+    TarData,
+    WebDatasetData,
+)
 from dge_recipes.config.files import config_path, launcher_path, list_configs, list_launchers
 from dge_recipes.config.loading import dump_config, load_config
 from dge_recipes.config.schema import (
@@ -7,9 +18,8 @@ from dge_recipes.config.schema import (
     CheckpointConfig,
     Config,
     ConvertConfig,
-    DigitsData,
+    DistillationConfig,
     EvalConfig,
-    ImageFolderData,
     MixingConfig,
     ModelConfig,
     OptimConfig,
@@ -21,17 +31,25 @@ from dge_recipes.config.schema import (
 __all__ = [
     "BudgetConfig",
     "CheckpointConfig",
+    "CifarData",
     "Config",
     "ConvertConfig",
     "DigitsData",
+    "DistillationConfig",
     "EvalConfig",
+    "HuggingFaceData",
+    "INaturalistData",
+    "ImageData",
     "ImageFolderData",
     "MixingConfig",
     "ModelConfig",
     "OptimConfig",
     "OutputConfig",
+    "RandomData",
     "ScheduleConfig",
+    "TarData",
     "TrainConfig",
+    "WebDatasetData",
     "config_path",
     "dump_config",
     "launcher_path",

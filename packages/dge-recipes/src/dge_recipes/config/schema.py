@@ -6,16 +6,18 @@ themselves: ``dge-train --keys`` prints this file's descriptions.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from dge_recipes.config.data_sets import DataConfig
+from dge_recipes.config.sections import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
 
 __all__ = [
     "BudgetConfig",
     "CheckpointConfig",
     "Config",
     "ConvertConfig",
-    "DigitsData",
+    "DistillationConfig",
     "EvalConfig",
-    "ImageFolderData",
     "MixingConfig",
     "ModelConfig",
     "OptimConfig",
@@ -24,17 +26,8 @@ __all__ = [
     "TrainConfig",
 ]
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
 
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class ConvertConfig(_Section):
+class ConvertConfig(Section):
     """Give a plain vision transformer routed blocks (``dge_models.from_timm``)."""
 
     splits: tuple[Count, ...] = Field(
@@ -45,7 +38,7 @@ class ConvertConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which network, and what it starts from."""
 
     name: str = Field(description="a model name known to timm, the DGE models included")
@@ -66,45 +59,7 @@ class ModelConfig(_Section):
     )
 
 
-class DigitsData(_Section):
-    """scikit-learn's handwritten digits, drawn on flat ground: 1437 training and 360 held-out images."""
-
-    name: Literal["digits"]
-    image_size: Count = Field(default=48, description="side of the square image, in pixels")
-    digit_size: Positive = Field(default=24.0, description="side of the square that the digit fills, in pixels")
-    shift: NonNegative = Field(default=3.0, description="training: largest random shift, in pixels")
-    scale: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="training: largest random change of size, as a fraction"
-    )
-    rotation: NonNegative = Field(default=10.0, description="training: largest random rotation, in degrees")
-    workers: Annotated[int, Field(ge=0)] = Field(default=0, description="data loading processes per process")
-
-
-class ImageFolderData(_Section):
-    """A folder with train/CLASS/IMAGE and val/CLASS/IMAGE, as ImageNet is usually laid out."""
-
-    name: Literal["imagefolder"]
-    root: str = Field(description="folder that holds train/ and val/")
-    image_size: Count = Field(default=256, description="side of the square network input, in pixels")
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=224 / 256, description="evaluation: centre crop's side over the resized short side"
-    )
-    interpolation: Literal["bilinear", "bicubic", "random"] = Field(default="bicubic", description="resizing filter")
-    auto_augment: str | None = Field(
-        default="rand-m9-mstd0.5-inc1", description="training: timm's policy string, null for none"
-    )
-    color_jitter: NonNegative = Field(
-        default=0.4, description="training: colour jitter; timm applies it only where auto_augment is null"
-    )
-    hflip: Fraction = Field(default=0.5, description="training: probability of a horizontal flip")
-    random_erasing: Fraction = Field(default=0.25, description="training: probability of random erasing (pixel)")
-    repeats: Count = Field(
-        default=1, description="training: times that an image is drawn in one epoch (repeated augmentation)"
-    )
-    workers: Annotated[int, Field(ge=0)] = Field(default=8, description="data loading processes per process")
-
-
-class MixingConfig(_Section):
+class MixingConfig(Section):
     """Mixup and CutMix, through timm. Both zero: no mixing."""
 
     mixup: NonNegative = Field(default=0.0, description="mixup's alpha, 0 for none")
@@ -113,7 +68,7 @@ class MixingConfig(_Section):
     switch_prob: Fraction = Field(default=0.5, description="probability of CutMix where both are on")
 
 
-class OptimConfig(_Section):
+class OptimConfig(Section):
     """The optimiser; biases, norms, position embedding and prefix tokens get no weight decay."""
 
     name: str = Field(default="adamw", description="an optimiser name known to timm")
@@ -130,7 +85,7 @@ class OptimConfig(_Section):
     clip_grad: Positive | None = Field(default=None, description="largest gradient norm, null for no clipping")
 
 
-class ScheduleConfig(_Section):
+class ScheduleConfig(Section):
     """Linear warm-up, then one cosine, both per optimiser step."""
 
     warmup_epochs: NonNegative = Field(default=0.0, description="epochs of linear warm-up")
@@ -138,19 +93,44 @@ class ScheduleConfig(_Section):
     min_lr: NonNegative = Field(default=1e-5, description="learning rate that the cosine ends at")
 
 
-class BudgetConfig(_Section):
-    """The penalty weight * (ratio - target)^2 on the whole model's MACs; unused by models without routers."""
+class BudgetConfig(Section):
+    """What holds the whole model's MACs down; unused by models without routers."""
 
-    target: Annotated[float, Field(gt=0, le=1)] = Field(default=0.5, description="aim for dynamic / dense MACs")
-    weight: NonNegative = Field(default=1.0, description="the penalty's weight")
-    noiseless_epochs: Annotated[int, Field(ge=0)] = Field(
+    kind: Literal["loss", "controller", "random"] = Field(
+        default="loss",
+        description="loss: the paper's penalty weight * (ratio - target)^2; controller: a learned price that meets "
+        "the target; random: a ratio from target to high drawn for each step, so that dge-eval --budget can choose",
+    )
+    target: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="aim for dynamic / dense MACs; the smallest of them where kind is random"
+    )
+    high: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="largest ratio where kind is random")
+    weight: NonNegative | None = Field(
+        default=None, description="of the penalty's square; null: the kind's own (loss 1, controller 8, random 0)"
+    )
+    rate: NonNegative | None = Field(
+        default=None, description="how fast controller and random learn, per step; null: the kind's own"
+    )
+    noiseless_epochs: NonNegativeInt = Field(
         default=0,
         description="last epochs that route as evaluation does, without Gumbel noise, so that the ratio trained is "
         "the ratio evaluated",
     )
 
 
-class TrainConfig(_Section):
+class DistillationConfig(Section):
+    """Learning from a trained teacher beside the labels: (1 - alpha) * task + alpha * distillation."""
+
+    kind: Literal["none", "soft", "hard"] = Field(
+        default="none", description="soft: the teacher's probabilities; hard: its likeliest class; none: no teacher"
+    )
+    teacher: str | None = Field(default=None, description="the teacher's model name, known to timm")
+    weights: str | None = Field(default=None, description="the file that holds the teacher's weights")
+    alpha: Fraction = Field(default=0.5, description="share of the distillation loss in the task's")
+    temperature: Positive = Field(default=1.0, description="divides both logits in soft distillation")
+
+
+class TrainConfig(Section):
     """The training loop."""
 
     epochs: Count = Field(description="passes over the training images")
@@ -160,22 +140,34 @@ class TrainConfig(_Section):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=None, description="decay of the weights' moving average, null for none"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="the run's only source of randomness")
+    seed: NonNegativeInt = Field(default=0, description="the run's only source of randomness")
     device: Literal["auto", "cpu"] = Field(default="auto", description="cpu: leave accelerators alone")
+    compile: str | None = Field(
+        default=None, description="torch.compile backend for the network, for example inductor; null: eager"
+    )
+    checkpoint_activations: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory, more time"
+    )
+    non_finite: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="a loss that is not finite: stop and save the batch, or skip the step (waits for the device at "
+        "every step) and go on",
+    )
+    skip_limit: Count = Field(default=10, description="skipped steps after which non_finite=skip stops too")
     log_every: Count = Field(default=10, description="optimiser steps between two log lines")
     eval_every: Count = Field(default=1, description="epochs between two evaluations; the last is always evaluated")
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """Evaluation on the held-out images."""
 
     batch_size: Count = Field(default=64, description="images per process in one forward")
-    timing_rounds: Annotated[int, Field(ge=0)] = Field(
+    timing_rounds: NonNegativeInt = Field(
         default=10, description="forwards timed for images/s at the end, 0 for no timing"
     )
 
 
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     """What is kept in the run's checkpoints folder."""
 
     every_epochs: Count = Field(default=1, description="epochs between two checkpoints; the last is always kept")
@@ -183,7 +175,7 @@ class CheckpointConfig(_Section):
     keep_last: Count = Field(default=2, description="newest checkpoints to keep; the best is kept beside them")
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where the run writes."""
 
     dir: str = Field(description="the run's folder")
@@ -192,15 +184,16 @@ class OutputConfig(_Section):
     )
 
 
-class Config(_Section):
+class Config(Section):
     """One run: ``dge-train --config`` reads it, ``config.yaml`` in the run's folder records it."""
 
     model: ModelConfig
-    data: Annotated[DigitsData | ImageFolderData, Field(discriminator="name")]
+    data: DataConfig
     mixing: MixingConfig = MixingConfig()
     optim: OptimConfig
     schedule: ScheduleConfig = ScheduleConfig()
     budget: BudgetConfig = BudgetConfig()
+    distillation: DistillationConfig = DistillationConfig()
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

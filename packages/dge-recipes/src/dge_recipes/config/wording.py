@@ -8,11 +8,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from dge_recipes.config.schema import Config, DigitsData, ImageFolderData
+from dge_recipes.config.data_sets import DATA_SETS
+from dge_recipes.config.schema import Config
 
 __all__ = ["describe", "list_keys"]
-
-_DATA_SETS = {"digits": DigitsData, "imagefolder": ImageFolderData}
 
 
 def describe(error: ValidationError) -> str:
@@ -38,13 +37,15 @@ def _fault(fault: ErrorDetails) -> list[str]:
         return [f"missing key: {key!r}"]
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         got = value.get("name") if isinstance(value, dict) else value
-        return [f"wrong value for '{key}.name': got {got!r}, expected one of {', '.join(_DATA_SETS)}"]
+        return [f"wrong value for '{key}.name': got {got!r}, expected one of {', '.join(DATA_SETS)}"]
     expected = fault["msg"].replace("Input should be", "expected").replace("valid dictionary or instance of", "section")
     return [f"wrong value for {key!r}: got {value!r} ({type(value).__name__}), {expected}"]
 
 
 def _unknown(key: str) -> str:
     known = [name for name, _ in _fields()]
+    if key in known:  # of another kind of data set than the recipe's
+        return f"unknown key: {key!r} (it belongs to another data.name)"
     close = get_close_matches(key, known, n=1, cutoff=0.6)
     return f"unknown key: {key!r}" + (f" (did you mean {close[0]!r}?)" if close else "")
 
@@ -60,7 +61,7 @@ def _leaves(key: str, value: Any) -> Iterator[str]:
 def _dotted(location: tuple[int | str, ...]) -> str:
     """Pydantic's location without the data set's name that it puts between ``data`` and the key."""
     parts = list(location)
-    if parts[:1] == ["data"] and len(parts) > 1 and parts[1] in _DATA_SETS:
+    if parts[:1] == ["data"] and len(parts) > 1 and parts[1] in DATA_SETS:
         del parts[1]
     return ".".join(str(part) for part in parts)
 
