@@ -1,24 +1,26 @@
-"""``dge-eval``: accuracy, MACs and speed of a checkpoint on held-out images."""
+"""``dge-eval``: accuracy, MACs and speed of a model on held-out images."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dge_recipes.checkpoints import run_config
 from dge_recipes.cli import run_command
-from dge_recipes.config import Config, load_config
 from dge_recipes.errors import UserError
 
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Evaluate a checkpoint on the held-out images and print a row like the published table's.
+Evaluate a model on the held-out images and print a row like the published table's, the published one below it.
 
   dge-eval runs/digits                                    the newest checkpoint of a run of dge-train
   dge-eval runs/digits --best                             its best one
-  dge-eval dge.pth --config deit_dge_tiny_256 data.root=/data/imagenet
-                                                          a weights file (ours, timm's or the authors')
+  dge-eval runs/digits --budget 0.4,0.5,0.7               the same weights at several budgets: a table and a picture
+  dge-eval dge.pth data.root=/data/imagenet               a checkpoint of the method's authors
+  dge-eval mine.safetensors --config deit_dge_tiny_256 data.root=/data/imagenet
+                                                          bare weights, and the recipe that they fit
+  dge-eval deit_small_patch16_224.fb_in1k data.root=/data/imagenet
+                                                          a model of timm with its own weights and preprocessing
 """
 
 
@@ -35,32 +37,48 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("checkpoint", help="a run folder, a checkpoint folder or a weights file")
+    parser.add_argument("checkpoint", help="a run folder, a checkpoint folder, a weights file, or a model name of timm")
     parser.add_argument(
         "--config", metavar="NAME_OR_FILE", help="recipe of the model and the data; a run knows its own"
     )
     parser.add_argument("--best", action="store_true", help="of a run, the best checkpoint instead of the newest")
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
+    parser.add_argument(
+        "--budget", metavar="RATIOS", default="", help="MAC ratios to set and evaluate, for example 0.4,0.5,0.7"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="where --budget draws (.png or .svg); default: tradeoff.png"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to change, for example data.root=/data")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    config = _config(options)
+    budgets = _budgets(options.budget)
     # Imported late: --help answers at once.
     from dge_recipes.evaluation.report import evaluate_checkpoint
+    from dge_recipes.evaluation.subject import find_subject
 
-    evaluate_checkpoint(config, options.checkpoint, best=options.best, ema=options.ema, output=options.json)
+    evaluate_checkpoint(
+        find_subject(options.checkpoint, options.config, options.overrides),
+        best=options.best,
+        ema=options.ema,
+        budgets=budgets,
+        output=options.json,
+        plot=options.plot or Path("tradeoff.png"),
+    )
 
 
-def _config(options: argparse.Namespace) -> Config:
-    recorded = run_config(options.checkpoint)
-    if options.config is None and recorded is None:
-        raise UserError(
-            f"{options.checkpoint} belongs to no run that recorded its config: say which recipe, --config NAME_OR_FILE"
-        )
-    return load_config(options.config or str(recorded), options.overrides)
+def _budgets(text: str) -> list[float]:
+    try:
+        budgets = [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise UserError(f"--budget {text!r}: expected numbers with commas between, for example 0.4,0.5,0.7") from error
+    for budget in budgets:
+        if not 0 < budget <= 1:
+            raise UserError(f"--budget {text!r}: got {budget:g}, expected MAC ratios above 0 and at most 1")
+    return budgets
 
 
 if __name__ == "__main__":

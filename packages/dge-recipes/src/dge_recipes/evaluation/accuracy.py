@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dge_models
+from dge_recipes.data.images import UNREADABLE
+from dge_recipes.errors import UserError
 from dge_recipes.models import is_routed
 
 __all__ = ["Evaluation", "evaluate"]
@@ -25,6 +27,7 @@ class Evaluation:
         loss: mean cross-entropy, in nats.
         macs: mean multiply-accumulates per image of the whole model.
         mac_ratio: the same over those of the model with every query computed; 1 without routers.
+        unreadable: images of the set that could not be read, and are in none of the other numbers.
     """
 
     images: int
@@ -33,6 +36,7 @@ class Evaluation:
     loss: float
     macs: float
     mac_ratio: float
+    unreadable: int = 0
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
@@ -52,27 +56,40 @@ def evaluate(model: nn.Module, loader: Iterable[Any], accelerator: Accelerator, 
         The same numbers in every process, whatever their number.
 
     Raises:
-        RuntimeError: the number of images counted is not `num_images`.
+        RuntimeError: the number of images met is not `num_images`.
+        UserError: none of the images could be read.
     """
     was_training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64)
-    static = 0.0
+    static, met = 0.0, 0
     with torch.no_grad():
         for images, labels in loader:
             with accelerator.autocast():
                 logits, macs, static = _classify(model, images)
-            scores = torch.stack([*_scores(logits.float(), labels), macs.float().to(logits.device)], dim=1)
+            readable = (labels != UNREADABLE).float()
+            numbers = _scores(logits.float(), labels.clamp(min=0))
+            scores = torch.stack([readable, *numbers, macs.float().to(logits.device)], dim=1)
             # The padding that makes the last batches equal is dropped here.
             scores = accelerator.gather_for_metrics(scores).double().cpu()
-            totals[0] += len(scores)
-            totals[1:] += scores.sum(0)
+            met += len(scores)
+            totals += scores[scores[:, 0] == 1].sum(0)
     model.train(was_training)
     count, top1, top5, loss, macs_total = totals.tolist()
-    if count != num_images:
-        raise RuntimeError(f"evaluated {count:.0f} images, but the data set has {num_images}")
-    macs_mean = macs_total / count
-    return Evaluation(num_images, 100 * top1 / count, 100 * top5 / count, loss / count, macs_mean, macs_mean / static)
+    if met != num_images:
+        raise RuntimeError(f"evaluated {met} images, but the data set has {num_images}")
+    if count == 0:
+        raise UserError(f"none of the {num_images} held-out images can be read")
+    images, macs_mean = int(count), macs_total / count
+    return Evaluation(
+        images=images,
+        acc1=100 * top1 / images,
+        acc5=100 * top5 / images,
+        loss=loss / images,
+        macs=macs_mean,
+        mac_ratio=macs_mean / static,
+        unreadable=num_images - images,
+    )
 
 
 def _classify(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, float]:

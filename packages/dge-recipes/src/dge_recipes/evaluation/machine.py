@@ -20,6 +20,7 @@ def machine_facts(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     return {
         "num_processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dge_recipes.evaluation.published import Published
+
 __all__ = ["Row", "markdown_table"]
 
 
@@ -15,6 +17,7 @@ class Row:
         acc1, acc5: accuracy in percent.
         macs: mean multiply-accumulates per image.
         images_per_second: measured throughput, None where it was not measured.
+        published: the authors' numbers for the same model, None where there are none.
     """
 
     model: str
@@ -22,15 +25,18 @@ class Row:
     acc5: float
     macs: float
     images_per_second: float | None
+    published: Published | None = None
 
 
 def markdown_table(rows: Iterable[Row]) -> str:
-    """The table, with its head."""
+    """The table, with its head; a published row follows the measured one."""
     lines = ["| model | Acc@1 | Acc@5 | mean MACs | images/s |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row.model} | {row.acc1:.2f} | {row.acc5:.2f} | {_macs(row.macs)} | {_speed(row.images_per_second)} |"
-        for row in rows
-    ]
+    for row in rows:
+        numbers = f"{row.acc1:.2f} | {row.acc5:.2f} | {_macs(row.macs)} | {_speed(row.images_per_second)}"
+        lines.append(f"| {row.model} | {numbers} |")
+        if row.published is not None:
+            known = row.published
+            lines.append(f"| published | {known.acc1:.1f} | {known.acc5:.1f} | {known.macs / 1e9:.1f} G | |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,100 @@
+"""Accuracy against MACs: one checkpoint at several budgets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+import dge_models
+from dge_recipes.config import Config
+from dge_recipes.data import HeldOutData
+from dge_recipes.data.calibration import calibration_batches
+from dge_recipes.errors import UserError
+from dge_recipes.evaluation.accuracy import Evaluation, evaluate
+from dge_recipes.evaluation.machine import measure_speed
+from dge_recipes.models import is_routed
+from dge_recipes.plots import draw_curves
+from dge_recipes.processes import on_main_process
+
+__all__ = ["BudgetPoint", "draw_tradeoff", "evaluate_budgets", "tradeoff_table"]
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """One budget.
+
+    Attributes:
+        target: the MAC ratio that was asked for.
+        calibrated: the ratio reached on the training images that the routers were shifted on.
+        evaluation: on the held-out images.
+        images_per_second: None where it was not measured.
+    """
+
+    target: float
+    calibrated: float
+    evaluation: Evaluation
+    images_per_second: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        speed = {"images_per_second": self.images_per_second}
+        return {"target": self.target, "calibrated": self.calibrated, **self.evaluation.as_dict(), **speed}
+
+
+def evaluate_budgets(
+    model: nn.Module,
+    budgets: Sequence[float],
+    config: Config,
+    held_out: HeldOutData,
+    loader: Any,
+    accelerator: Accelerator,
+) -> list[BudgetPoint]:
+    """Shift a model's routers to each budget and evaluate it. Every process calls it.
+
+    The routers are shifted on training images, so that the held-out images stay unseen.
+
+    Args:
+        model: with routed blocks, on the accelerator's device; afterwards it is at the last budget.
+        budgets: MAC ratios.
+        config: where the images come from, and how many rounds are timed.
+        held_out: the held-out set; `loader` is its loader as prepared.
+        accelerator: of this run.
+
+    Raises:
+        UserError: the model has no routers, or a budget is out of reach.
+    """
+    if not is_routed(model):
+        raise UserError(f"--budget needs a model with routers; {config.model.name} has none")
+    batches: list[Tensor] = [batch.to(accelerator.device) for batch in calibration_batches(config)]
+    points = []
+    for budget in budgets:
+        try:
+            setting = dge_models.set_budget(model, budget, batches)
+        except ValueError as error:
+            raise UserError(f"--budget {budget}: {error}") from error
+        evaluation = evaluate(model, loader, accelerator, held_out.num_images)
+        rounds = config.eval.timing_rounds
+        speed = measure_speed(model, held_out.loader.dataset, config.eval.batch_size, rounds, accelerator)
+        points.append(BudgetPoint(budget, setting.ratio, evaluation, speed))
+    return points
+
+
+def tradeoff_table(points: Sequence[BudgetPoint]) -> str:
+    """One line per budget, in Markdown."""
+    lines = ["| budget | MAC ratio | Acc@1 | Acc@5 | mean MACs | images/s |", "|---|---|---|---|---|---|"]
+    for point in points:
+        found = point.evaluation
+        speed = "not measured" if point.images_per_second is None else f"{point.images_per_second:.0f}"
+        numbers = f"{found.mac_ratio:.3f} | {found.acc1:.2f} | {found.acc5:.2f} | {found.macs / 1e6:.2f} M | {speed}"
+        lines.append(f"| {point.target:g} | {numbers} |")
+    return "\n".join(lines)
+
+
+def draw_tradeoff(path: Path, name: str, points: Sequence[BudgetPoint], accelerator: Accelerator) -> None:
+    """Draw accuracy over MACs. Every process calls it."""
+    curve = [(point.evaluation.macs / 1e6, point.evaluation.acc1) for point in points]
+    title, x, y = "One checkpoint at several budgets", "mean MACs per image (millions)", "Acc@1 (%)"
+    on_main_process(accelerator, lambda: draw_curves(path, {name: curve}, title=title, x=x, y=y))
