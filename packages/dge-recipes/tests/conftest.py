@@ -1,9 +1,11 @@
 """What the tests share: small settings, a clean Accelerate, and commands in processes of their own."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,7 @@ SMALL = (
     "eval.timing_rounds=0",
 )
 
+Start = Callable[..., "subprocess.Popen[str]"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -60,17 +63,22 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
-    """Run ``python ARGUMENTS`` in a process of its own, on one thread, and return what it said."""
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of commands in processes of their own: one thread, and bytecode that stays out of the source tree."""
     cache = tmp_path_factory.mktemp("bytecode")
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     # Warm bytecode saves seconds per process; it must not land in the source tree.
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(cache)}
+    return env | {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(cache)}
+
+
+@pytest.fixture(scope="session")
+def command(environment: dict[str, str]) -> Command:
+    """Run ``python ARGUMENTS`` in a process of its own, on one thread, and return what it said."""
 
     def run(*arguments: str, cwd: Path | None = None, timeout: float = 240) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
             [sys.executable, *arguments],
-            env=env,
+            env=environment,
             cwd=cwd,
             timeout=timeout,
             capture_output=True,
@@ -79,3 +87,27 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Command:
         )
 
     return run
+
+
+@pytest.fixture
+def start(environment: dict[str, str]) -> Iterator[Start]:
+    """Start ``python ARGUMENTS`` in a process group of its own; whatever is left of it ends with the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: str) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

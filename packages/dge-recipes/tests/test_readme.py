@@ -3,13 +3,23 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dge_recipes import evaluate, train
+from dge_recipes import benchmark, convert, evaluate, overhead, train, visualize
 from dge_recipes.config import launcher_path, load_config
 from dge_recipes.demo import __main__ as demo
+from dge_recipes.study import __main__ as study
 
+_OTHERS: dict[str, Any] = {
+    "dge_recipes.demo": demo,
+    "dge_recipes.study": study,
+    "dge_recipes.overhead": overhead,
+    "dge-benchmark": benchmark,
+    "dge-convert": convert,
+    "dge-visualize": visualize,
+}
 _README = Path(__file__).parents[1] / "README.md"
 
 
@@ -27,11 +37,11 @@ def test_command_line(line: str) -> None:
     if program in {"python", "accelerate", "torchrun"}:
         start = words.index("-m")
         program, arguments = words[start + 1], words[start + 2 :]
-    if program == "dge_recipes.demo":
-        demo._parser().parse_intermixed_args(arguments)
+    if program in _OTHERS:
+        _OTHERS[program]._parser().parse_intermixed_args(arguments)
     elif program in {"dge-eval", "dge_recipes.evaluate"}:
         options = evaluate._parser().parse_intermixed_args(arguments)
-        load_config(options.config or "digits", options.overrides)
+        load_config(options.config or ("deit_tiny_256" if options.overrides else "digits"), options.overrides)
     else:
         assert program in {"dge-train", "dge_recipes.train"}
         options = train._parser().parse_intermixed_args(arguments)
@@ -39,4 +49,4 @@ def test_command_line(line: str) -> None:
 
 
 def test_there_are_some() -> None:
-    assert len(_lines()) >= 14
+    assert len(_lines()) >= 22

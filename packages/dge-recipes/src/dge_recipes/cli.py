@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from dge_recipes.errors import UserError
+from dge_recipes.errors import RunStopped, UserError
 
 __all__ = ["run_command"]
 
@@ -18,8 +18,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         command: the body.
 
     Returns:
-        Exit status: 0, or 1 after a :class:`UserError`, which is told in one line on stderr. Any other
-        exception is a fault of the program and keeps its traceback.
+        Exit status: 0, also after :class:`RunStopped`; 1 after a :class:`UserError`. Both are told in one line
+        on stderr. Any other exception is a fault of the program and keeps its traceback.
     """
     # Read when PyTorch loads OpenMP, which is after this. Threads that spin while they wait take the cores from
     # whatever else runs: on two busy cores training was seen to go two to three times as fast without.
@@ -27,6 +27,10 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     logging.basicConfig(format=f"{name}: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         command()
+        status = 0
+    except RunStopped as stopped:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{name}: {stopped}", file=sys.stderr, flush=True)
         status = 0
     except UserError as error:
         print(f"{name}: error: {' '.join(str(error).split())}{_where()}", file=sys.stderr, flush=True)

@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 import dge_models
+from dge_models import RoutedModel
 from dge_recipes.checkpoints.locate import weights_file
 from dge_recipes.config.schema import ModelConfig
 from dge_recipes.errors import UserError
 
-__all__ = ["RoutedModel", "build_model", "display_name", "is_routed", "load_weights"]
-
-RoutedModel = dge_models.DGEVisionTransformer | dge_models.DGEVisionTransformerDistilled
+__all__ = ["RoutedModel", "build_model", "create_model", "display_name", "is_routed", "load_weights"]
 
 
 def build_model(
@@ -35,6 +34,13 @@ def build_model(
         UserError: an unknown model or argument, weights that do not fit, a model that cannot be converted or
             cannot take such images.
     """
+    model = create_model(config, num_classes, init=init)
+    _try_images(model, config, input_shape)
+    return model.train()
+
+
+def create_model(config: ModelConfig, num_classes: int, *, init: bool = True) -> nn.Module:
+    """The same as :func:`build_model`, without trying whether the model takes certain images."""
     model = _create(config.name, {"num_classes": num_classes, **config.kwargs})
     if init and config.init_from is not None:
         load_weights(model, config.init_from, reset_head=True)
@@ -45,8 +51,7 @@ def build_model(
             raise UserError(f"model.convert: {config.name} cannot be converted: {error}") from error
     if is_routed(model):
         dge_models.set_training_mode(model, config.training_mode)
-    _try_images(model, config, input_shape)
-    return model.train()
+    return model
 
 
 def display_name(config: ModelConfig) -> str:

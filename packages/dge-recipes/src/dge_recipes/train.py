@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from dge_recipes.cli import run_command
 from dge_recipes.config import dump_config, launcher_path, list_configs, list_launchers, load_config
@@ -55,6 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier run left in the output folder"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="build everything and train on two images, without writing; absent data are replaced by noise, and told",
+    )
     show = parser.add_argument_group("show something and exit")
     show.add_argument("--list", action="store_true", help="the recipes that come with the package")
     show.add_argument("--keys", action="store_true", help="every key of a recipe: name, default, meaning")
@@ -75,9 +81,20 @@ def _run(options: argparse.Namespace) -> None:
         print(dump_config(config), end="")
         return
     # Imported late: --help and --list answer at once.
-    from dge_recipes.training import train
+    from dge_recipes.training import dry_run, train
 
+    if options.dry_run:
+        print(_tell(options.config, dry_run(config)))
+        return
     train(config, resume=options.resume, overwrite=options.overwrite)
+
+
+def _tell(name: str, facts: dict[str, Any]) -> str:
+    size = " x ".join(str(side) for side in facts["images"])
+    return (
+        f"{name}: {facts['parameters'] / 1e6:.2f} M parameters, images {size}, {facts['steps']} steps, "
+        f"peak learning rate {facts['lr']:.3g}, loss of one batch {facts['loss']:.3f}"
+    )
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
