@@ -53,6 +53,7 @@ class RandomBudget(BudgetTerm):
         high: float = 1.0,
         *,
         skew: float = 3.0,
+        price: float = 0.05,
         weight: float = 0.0,
         rate: float = 2.0,
         seed: int = 0,
@@ -64,6 +65,7 @@ class RandomBudget(BudgetTerm):
         if not skew > 0:
             raise ValueError(f"skew: got {skew}; expected a positive number")
         self.skew = float(skew)
+        self.price = check_positive("price", price)
         self.weight = check_positive("weight", weight)
         self.rate = check_positive("rate", rate)
         self._step = 0
@@ -116,7 +118,8 @@ class RandomBudget(BudgetTerm):
 
     def penalty(self, ratio: Tensor) -> Tensor:
         """``weight * (ratio - target)²`` for the target of this step."""
-        return self.weight * (ratio - self._target) ** 2
+        price = -self.price * sum(self._knots) / len(self._knots)
+        return price * ratio + self.weight * (ratio - self._target) ** 2
 
     def update(self, ratio: float) -> None:
         """Shift more at this step's target if `ratio` (see :class:`BudgetTerm`) is below it, else less."""
