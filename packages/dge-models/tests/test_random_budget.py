@@ -118,13 +118,18 @@ def test_compiled_training_takes_new_shifts_without_recompiling(small: Build) ->
             compiled(images, return_routing=True)
 
 
-def test_penalty_is_the_papers_for_the_target_drawn(small: Build) -> None:
-    model, term = small().train(), RandomBudget(0.3, weight=2.0)
+def test_penalty_is_the_price_and_the_papers_square(small: Build) -> None:
+    model, term = small().train(), RandomBudget(0.3, price=0.5, weight=2.0)
     term.begin_step(model)
     routings = model.forward_routed(torch.randn(2, 3, 32, 32))[1]
-    expected = 2.0 * (mac_ratio(model, routings) - term.target) ** 2
+    ratio = mac_ratio(model, routings)
+    torch.testing.assert_close(term(model, routings), 2.0 * (ratio - term.target) ** 2)
+    term.update(term.target + 0.1)  # spent too much: shifts go down, and queries cost something
+    knots = term.get_extra_state()["knots"]
+    assert sum(knots) < 0
+    expected = -0.5 * sum(knots) / len(knots) * ratio + 2.0 * (ratio - term.target) ** 2
     torch.testing.assert_close(term(model, routings), expected)
-    assert repr(term) == "RandomBudget(low=0.3, high=1.0, skew=3.0, weight=2.0, rate=2.0, seed=0)"
+    assert repr(term) == "RandomBudget(low=0.3, high=1.0, skew=3.0, price=0.5, weight=2.0, rate=2.0, seed=0)"
 
 
 def test_bad_ranges_are_refused(small: Build) -> None:
@@ -134,6 +139,8 @@ def test_bad_ranges_are_refused(small: Build) -> None:
         RandomBudget(0.5, 0.5)
     with pytest.raises(ValueError, match="skew: got 0; expected a positive number"):
         RandomBudget(0.5, skew=0)
+    with pytest.raises(ValueError, match="price: got -1"):
+        RandomBudget(0.5, price=-1)
     with pytest.raises(ValueError, match="rate: got -1"):
         RandomBudget(0.5, rate=-1)
     with pytest.raises(ValueError, match="Linear has no routed block"):

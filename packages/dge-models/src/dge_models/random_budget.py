@@ -39,7 +39,10 @@ class RandomBudget(BudgetTerm):
         high: Largest MAC ratio, above `low`, at most 1.
         skew: A uniform share of the range is raised to this power. Above 1 it prefers low targets: weights that work
             with few queries work with more, but not the other way round.
-        weight: Of the paper's penalty ``weight * (ratio - target)²``, added to the task's loss; at least 0.
+        price: Of the ratio, per unit of the table's mean shift downwards; at least 0. The task alone would let the
+            routers ask for more at every step, against ever larger shifts, until noise no longer makes them try
+            anything else; the price holds them where shifts stay small, and lets each region earn its queries.
+        weight: Of the paper's penalty ``weight * (ratio - target)²``; at least 0.
         rate: Change of a shift per step and unit of ratio, at least 0.
         seed: Of the draws.
 
@@ -53,7 +56,7 @@ class RandomBudget(BudgetTerm):
         high: float = 1.0,
         *,
         skew: float = 3.0,
-        price: float = 0.05,
+        price: float = 0.2,
         weight: float = 0.0,
         rate: float = 2.0,
         seed: int = 0,
@@ -76,7 +79,7 @@ class RandomBudget(BudgetTerm):
 
     def extra_repr(self) -> str:
         """The settings, for ``print``."""
-        names = ("low", "high", "skew", "weight", "rate", "seed")
+        names = ("low", "high", "skew", "price", "weight", "rate", "seed")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     @property
@@ -117,7 +120,7 @@ class RandomBudget(BudgetTerm):
             block.router.shift_training(self.shift(self._target))
 
     def penalty(self, ratio: Tensor) -> Tensor:
-        """``weight * (ratio - target)²`` for the target of this step."""
+        """The price of the ratio, and ``weight * (ratio - target)²`` for the target of this step."""
         price = -self.price * sum(self._knots) / len(self._knots)
         return price * ratio + self.weight * (ratio - self._target) ** 2
 
