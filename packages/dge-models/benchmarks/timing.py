@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import resource
 import statistics
 import subprocess
 import time
@@ -42,7 +41,9 @@ def peak_megabytes(device: str) -> float:
     """The most memory so far: of tensors on the GPU, of the whole process on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not getrusage: what that reports starts, in a new process, at the size of the process that started it.
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 2**10
 
 
 def _processor() -> str:

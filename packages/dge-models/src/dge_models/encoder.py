@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dge_kernels import QueryPlan, plan_queries_async, pool_queries, ragged_attention, unpool_queries
 from dge_models.attention import attend, input_width, keys_values, refuse_unsupported
-from dge_models.dense import pool_every_split, recombine
+from dge_models.dense import pool_coarse_splits, pool_every_split, recombine
 from dge_models.fixed_layout import FixedLayout
 from dge_models.pvt_block import PyramidBlock
 from dge_models.router import Router
@@ -213,8 +213,12 @@ class DGEBlock(Block):
         return unpool_queries(delta.to(x.dtype), plan, x)
 
     def _compute_every_split(self, x: Tensor, routing: Routing) -> Tensor:
-        queries = pool_every_split(x, routing.grid, routing.num_prefix_tokens, routing.splits)
-        return recombine(x, self._change(queries, self._keys_values(x, routing.grid), None), routing)
+        attn: Any = self.attn
+        coarse = pool_coarse_splits(x, routing.grid, routing.num_prefix_tokens, routing.splits)
+        normed = self.norm1(x)  # for keys, values and the finest queries
+        keys = keys_values(attn, normed, routing.grid)
+        normed = torch.cat([normed, self.norm1(coarse)], dim=1)
+        return recombine(x, self._change(torch.cat([x, coarse], dim=1), keys, None, normed=normed), routing)
 
     def _keys_values(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         attn: Any = self.attn
@@ -229,16 +233,23 @@ class DGEBlock(Block):
         return future.result(), keys
 
     def _change(
-        self, queries: Tensor, keys: tuple[Tensor, Tensor], plan: QueryPlan | None, overwrite: bool = False
+        self,
+        queries: Tensor,
+        keys: tuple[Tensor, Tensor],
+        plan: QueryPlan | None,
+        *,
+        normed: Tensor | None = None,
+        overwrite: bool = False,
     ) -> Tensor:
         """What the two branches add to the queries: packed [Q, C] with a plan, else [B, F, C].
 
+        `normed` is LN₁ of the queries, where the caller has it.
         With `overwrite` the result takes the place of `queries`, which saves two allocations of that size;
         on a CPU they cost as much as the additions.
         """
         attn: Any = self.attn
         kernel = partial(_full_attention if plan is None else partial(ragged_attention, plan=plan), scale=attn.scale)
-        update = self.ls1(attend(attn, self.norm1(queries), *keys, kernel))
+        update = self.ls1(attend(attn, self.norm1(queries) if normed is None else normed, *keys, kernel))
         update = self._drop(self.drop_path1, update, plan)
         hidden = queries.add_(update) if overwrite else queries + update
         mlp = self._drop(self.drop_path2, self.ls2(self.mlp(self.norm2(hidden))), plan)
