@@ -1,18 +1,16 @@
 """Images in tar files, labelled by the folder or the tar that they are in."""
 
-import io
 from pathlib import Path
 
-from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
-from dge_recipes.data.sources.tar_files import Member, list_members, read_member
+from dge_recipes.data.sources.tar_files import Member, MemberImages, list_members
 from dge_recipes.errors import UserError
 
 __all__ = ["TarSource"]
 
 
-class TarSource:
+class TarSource(MemberImages):
     """Images in one tar file or in several; also tars inside a tar, as ImageNet is published.
 
     An image's class is the innermost folder that it is in, else the inner tar, else the tar.
@@ -31,31 +29,14 @@ class TarSource:
         if not tars:
             raise UserError(f"no tar files at {root}; expected {single} or {folder}/*.tar")
         extensions = get_img_extensions(as_set=True)
-        self._members = [each for each in list_members(tars) if Path(each.path).suffix.lower() in extensions]
-        if not self._members:
+        members = [each for each in list_members(tars) if Path(each.path).suffix.lower() in extensions]
+        if not members:
             raise UserError(f"the tar files of {root} hold no images for {part}")
-        names = [_class_name(member) for member in self._members]
+        names = [_class_name(member) for member in members]
         self.classes = sorted(set(names))
         places = {name: place for place, name in enumerate(self.classes)}
-        self._labels = [places[name] for name in names]
+        super().__init__(members, [places[name] for name in names])
         self.num_classes = len(self.classes)
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def name(self, index: int) -> str:
-        """The tar, and the path inside."""
-        return f"{self._members[index].tar}: {self._members[index].path}"
-
-    def label(self, index: int) -> int:
-        """Place of the class in :attr:`classes`."""
-        return self._labels[index]
-
-    def read(self, index: int) -> Image.Image:
-        """Decode the member."""
-        image = Image.open(io.BytesIO(read_member(self._members[index])))
-        image.load()
-        return image
 
 
 def _class_name(member: Member) -> str:

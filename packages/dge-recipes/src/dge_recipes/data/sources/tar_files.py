@@ -4,15 +4,18 @@ timm's tar reader keeps one open file for all processes forked from one, whose p
 orders files as the file system does. Here an index of offsets is made once, and reading is positional.
 """
 
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from dge_recipes.errors import UserError
 
-__all__ = ["Member", "list_members", "read_member"]
+__all__ = ["Member", "MemberImages", "list_members", "read_member"]
 
 _HANDLES: dict[tuple[int, str], int] = {}
 
@@ -71,3 +74,27 @@ def _walk(file: tarfile.TarFile, tar: str, prefix: str, start: int) -> Iterator[
                 yield from _walk(inner, tar, f"{Path(info.name).stem}/", offset)
         else:
             yield Member(tar, prefix + info.name.removeprefix("./"), offset, info.size)
+
+
+class MemberImages:
+    """Images that are members of tar files, with a class number each: what every source of such files is."""
+
+    def __init__(self, members: list[Member], labels: list[int]) -> None:
+        self._members, self._labels = members, labels
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def name(self, index: int) -> str:
+        """The tar, and the path inside."""
+        return f"{self._members[index].tar}: {self._members[index].path}"
+
+    def label(self, index: int) -> int:
+        """The class number."""
+        return self._labels[index]
+
+    def read(self, index: int) -> Image.Image:
+        """Decode the member."""
+        image = Image.open(io.BytesIO(read_member(self._members[index])))
+        image.load()
+        return image

@@ -1,20 +1,18 @@
 """WebDataset shards, read in any order through an index of their members."""
 
-import io
 import json
 from pathlib import Path
 
-from PIL import Image
 from timm.data.readers.img_extensions import get_img_extensions
 
 from dge_recipes.config.data_sets import WebDatasetData
-from dge_recipes.data.sources.tar_files import Member, list_members, read_member
+from dge_recipes.data.sources.tar_files import Member, MemberImages, list_members, read_member
 from dge_recipes.errors import UserError
 
 __all__ = ["WebDatasetSource"]
 
 
-class WebDatasetSource:
+class WebDatasetSource(MemberImages):
     """Samples KEY.jpg (or another image type) with KEY.cls or KEY.json.
 
     Streaming, as the WebDataset library does, cannot continue exactly in the middle of an epoch; random
@@ -33,8 +31,7 @@ class WebDatasetSource:
         tars = sorted(root.glob(shards))
         if not tars:
             raise UserError(f"no WebDataset shards at {root / shards}")
-        self._members: list[Member] = []
-        self._labels: list[int] = []
+        super().__init__([], [])
         for key, parts in _samples(list_members(tars)).items():
             images = [part for kind, part in parts.items() if f".{kind.rpartition('.')[2].lower()}" in _IMAGES]
             if images:
@@ -46,23 +43,6 @@ class WebDatasetSource:
         wrong = [label for label in self._labels if not 0 <= label < self.num_classes]
         if wrong:
             raise UserError(f"{root / shards}: got label {wrong[0]}, expected 0 to {self.num_classes - 1}")
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def name(self, index: int) -> str:
-        """The shard, and the path inside."""
-        return f"{self._members[index].tar}: {self._members[index].path}"
-
-    def label(self, index: int) -> int:
-        """As the shard says."""
-        return self._labels[index]
-
-    def read(self, index: int) -> Image.Image:
-        """Decode the member."""
-        image = Image.open(io.BytesIO(read_member(self._members[index])))
-        image.load()
-        return image
 
 
 _IMAGES = get_img_extensions(as_set=True)
