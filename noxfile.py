@@ -15,7 +15,7 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "typing", "cpp", "kernels", "models", "recipes", "wheels", "demo"]
+nox.options.sessions = ["lint", "typing", "cpp", "kernels", "abi", "models", "recipes", "wheels", "demo"]
 
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
