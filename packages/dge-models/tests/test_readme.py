@@ -40,8 +40,8 @@ def test_examples_run() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_table_is_what_the_models_have(name: str) -> None:
-    # Behind it stand the measured images per second.
-    assert any(line.startswith(table_row(name)) for line in README.read_text(encoding="utf-8").splitlines())
+    row = table_row(name)  # behind it stand the measured images per second
+    assert any(line.startswith(row) for line in README.read_text(encoding="utf-8").splitlines())
 
 
 def test_table_lists_no_other_model() -> None:
