@@ -22,7 +22,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         on stderr. Any other exception is a fault of the program and keeps its traceback.
     """
     # Read when PyTorch loads OpenMP, which is after this. Threads that spin while they wait take the cores from
-    # whatever else runs: on two busy cores training was seen to go two to three times as fast without.
+    # whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format=f"{name}: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
