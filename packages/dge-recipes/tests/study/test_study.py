@@ -14,15 +14,18 @@ from dge_recipes.study.report import Finding, Mean, summarize, to_markdown
 
 def test_rows() -> None:
     names = [variant.name for variant in VARIANTS]
-    assert len(names) == 8
+    assert len(names) == 9
     assert [each.name for each in choose_variants(["dge_loss_0.7"])] == ["dense", "dge_loss_0.7"]
-    with pytest.raises(UserError, match=r"no row is called 'x'; expected some of dense, dge_loss_0\.4"):
+    with pytest.raises(UserError, match=r"no row is called 'x'; expected some of dense, dense_longer, dge_loss_0\.4"):
         choose_variants(["x"])
     for variant in VARIANTS:
         config = run_config(Path("out"), variant, 2, epochs=5)
         assert (config.train.seed, config.train.epochs) == (2, 5)
         assert config.output.dir == f"out/runs/{variant.name}/seed_2"
-        if variant.name != "dense":
+        if variant.name == "dense_longer":  # the fair control: as many epochs in all, and no routers
+            assert config.model.init_from == "out/runs/dense/seed_2"
+            assert config.model.convert is None
+        elif variant.name != "dense":
             assert config.model.init_from == "out/runs/dense/seed_2"
             assert config.budget.kind == variant.name.split("_")[1]
             assert variant.name.endswith(f"_{config.budget.target}") or config.budget.kind == "random"

@@ -19,9 +19,10 @@ Train the digits' dense model and its conversions to several budgets, each with 
   python -m dge_recipes.study --output runs/study --rows dge_loss_0.5
                                                                      the dense model and one other row
 
-Rows: dense; dge_loss_R, the paper's penalty aiming for the MAC ratio R; dge_controller_R, the controller that meets
-it; dge_random, one model trained for all ratios and set to each afterwards. The folder gets study.md, study.json and
-study.png. Start the same command again to continue: finished runs are not repeated.
+Rows: dense; dense_longer, trained on for the epochs that conversions are fine-tuned; dge_loss_R, the paper's penalty
+aiming for the MAC ratio R; dge_controller_R, the controller that meets it; dge_random, one model trained for all
+ratios and set to each afterwards. The folder gets study.md, study.json and study.png. Start the same command again to
+continue: finished runs are not repeated.
 """
 
 

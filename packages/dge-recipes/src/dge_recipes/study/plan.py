@@ -44,6 +44,7 @@ _RANDOM = (
 )
 VARIANTS = (
     Variant(DENSE),
+    Variant("dense_longer", (), ("model.convert=null", "model.training_mode=dense")),
     *(_target("loss", target) for target in BUDGETS),
     *(_target("controller", target) for target in BUDGETS),
     Variant("dge_random", BUDGETS, _RANDOM),
