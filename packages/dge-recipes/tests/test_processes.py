@@ -70,5 +70,5 @@ def test_sharding_is_refused_and_not_silently_left_out(
     monkeypatch: pytest.MonkeyPatch, small: Sequence[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UserError, match="FSDP is not supported: each process holds a whole model"):
+    with pytest.raises(UserError, match="FSDP is not supported here: launch with DDP"):
         start_processes(load_config("digits", [*small, f"output.dir={tmp_path}"]))

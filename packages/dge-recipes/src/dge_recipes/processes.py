@@ -51,14 +51,14 @@ def start_processes(config: Config) -> Accelerator:
 
 
 def _check_distribution(accelerator: Accelerator) -> None:
-    """DDP is what is proved to work; and where Accelerate cannot shard, on CPUs, it does not say so."""
+    """Sharding is the training loop's own; and where Accelerate cannot shard, on CPUs, it does not say so."""
     asked = [
         name for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM") if os.environ.get(f"ACCELERATE_USE_{name}") == "true"
     ]
     if asked or accelerator.distributed_type.value in {"FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"}:
         kind = asked[0] if asked else accelerator.distributed_type.value
         raise UserError(
-            f"{kind} is not supported: each process holds a whole model; launch with DDP, as gpu8.yaml does"
+            f"{kind} is not supported here: launch with DDP, as gpu8.yaml does; to shard training, train.shard=true"
         )
 
 

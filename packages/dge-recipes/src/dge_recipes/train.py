@@ -82,7 +82,9 @@ def _run(options: argparse.Namespace) -> None:
         return
     # Imported late: --help and --list answer at once.
     from dge_recipes.training import dry_run, train
+    from dge_recipes.training.sharding import adopt_launcher
 
+    config = adopt_launcher(config)
     if options.dry_run:
         print(_tell(options.config, dry_run(config)))
         return

@@ -148,6 +148,11 @@ class TrainConfig(Section):
     checkpoint_activations: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory, more time"
     )
+    shard: bool = Field(
+        default=False,
+        description="divide parameters, gradients and optimiser state among the processes (FSDP2) instead of copying "
+        "them to each (DDP): less memory, more communication",
+    )
     non_finite: Literal["stop", "skip"] = Field(
         default="stop",
         description="a loss that is not finite: stop and save the batch, or skip the step (waits for the device at "

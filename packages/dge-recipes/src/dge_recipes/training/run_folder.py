@@ -33,6 +33,7 @@ _FREE_KEYS = {
     "train.log_every",
     "train.eval_every",
     "train.device",
+    "train.shard",
     "train.non_finite",
     "train.skip_limit",
     "data.workers",

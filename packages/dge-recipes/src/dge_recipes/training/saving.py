@@ -6,6 +6,7 @@ from dge_recipes.checkpoints import capture_state
 from dge_recipes.errors import UserError
 from dge_recipes.processes import on_main_process
 from dge_recipes.training.setup import Run
+from dge_recipes.training.sharding import local_part
 
 __all__ = ["save"]
 
@@ -30,7 +31,7 @@ def save(run: Run, best_score: float | None = None) -> str:
 
 def _check_weights(run: Run) -> None:
     """A finite loss does not mean finite gradients: nothing broken may push out a good checkpoint."""
-    finite = [parameter.detach().isfinite().all().float() for parameter in run.model.parameters()]
+    finite = [local_part(parameter).isfinite().all().float() for parameter in run.model.parameters()]
     whole = run.accelerator.reduce(torch.stack(finite).min(), reduction="mean")
     if float(whole) < 1:
         raise UserError(

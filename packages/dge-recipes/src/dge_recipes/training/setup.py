@@ -30,6 +30,7 @@ from dge_recipes.training.optimization import build_optimizer, build_schedule
 from dge_recipes.training.progress import Progress
 from dge_recipes.training.reporting import Reporter
 from dge_recipes.training.run_folder import METRICS_FILE, claim_run_folder, find_resume_point, rewind_metrics
+from dge_recipes.training.sharding import check_sharding, shard
 from dge_recipes.training.stopping import Agreement, StopSignal
 
 __all__ = ["Run", "assemble", "set_up"]
@@ -147,6 +148,8 @@ def assemble(
     Raises:
         UserError: anything in configuration and weights that the user can correct.
     """
+    if config.train.shard:
+        check_sharding(config, accelerator)
     if config.train.non_finite == "skip" and accelerator.scaler is not None:
         raise UserError("train.non_finite=skip is not for fp16, whose loss scaler skips steps itself; use bf16")
     steps_per_epoch, global_batch = training.sampler.steps_per_epoch, training.sampler.global_batch
@@ -156,13 +159,14 @@ def assemble(
     teacher = build_teacher(config, held_out.num_classes, held_out.image_shape)
     check_budget(config.budget, model, held_out.image_shape)
     use_both_heads(model, teacher is not None)
+    ema = _place(model, config, accelerator)
     _adapt(model, config)
     optimizer = build_optimizer(config.optim, model, global_batch)
     schedule = build_schedule(config.schedule, optimizer, steps_per_epoch, config.train.epochs)
     losses = LossModule(model, config)
-    module, wrapped, train_loader, held_out_loader = accelerator.prepare(
-        losses, optimizer, training.loader, held_out.loader
-    )
+    # A sharded network has what DDP would wrap it for.
+    module = accelerator.prepare_model(losses, evaluation_mode=config.train.shard)
+    wrapped, train_loader, held_out_loader = accelerator.prepare(optimizer, training.loader, held_out.loader)
     progress, folder = Progress(steps_per_epoch, global_batch), Path(config.output.dir)
     return Run(
         config=config,
@@ -172,7 +176,7 @@ def assemble(
         held_out_loader=held_out_loader,
         module=module,
         model=model,
-        ema=None if config.train.ema_decay is None else ModelEmaV3(model, decay=config.train.ema_decay),
+        ema=ema,
         optimizer=wrapped,
         schedule=schedule,
         mixing=mixing,
@@ -186,6 +190,16 @@ def assemble(
         reporter=Reporter(accelerator, progress, steps_per_epoch * config.train.epochs, folder / METRICS_FILE),
         averages=Averages(accelerator),
     )
+
+
+def _place(model: nn.Module, config: Config, accelerator: Accelerator) -> ModelEmaV3 | None:
+    """Move the network to the device, in place, and make its average; both sharded if that is asked for."""
+    model.to(accelerator.device)
+    ema = None if config.train.ema_decay is None else ModelEmaV3(model, decay=config.train.ema_decay)
+    if config.train.shard:
+        for network in (model,) if ema is None else (model, ema.module):
+            shard(network, accelerator)
+    return ema
 
 
 def _adapt(model: nn.Module, config: Config) -> None:

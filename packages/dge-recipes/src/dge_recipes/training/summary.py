@@ -11,6 +11,7 @@ from dge_recipes.models import display_name
 from dge_recipes.processes import on_main_process
 from dge_recipes.training.run_folder import SUMMARY_FILE
 from dge_recipes.training.setup import Run
+from dge_recipes.training.sharding import local_part, whole_model
 
 __all__ = ["write_summary"]
 
@@ -21,9 +22,10 @@ def write_summary(run: Run) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "model": display_name(config.model),
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+        "parameters_in_main_process": sum(local_part(parameter).numel() for parameter in run.model.parameters()),
         **evaluation.as_dict(),
         "images_per_second": measure_speed(
-            run.model,
+            whole_model(config, run.model, run.held_out.image_shape, run.held_out.num_classes),
             run.held_out.loader.dataset,
             config.eval.batch_size,
             config.eval.timing_rounds,
