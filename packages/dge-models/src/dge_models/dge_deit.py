@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter
 from torch import Tensor
 
-from dge_models.reference_keys import accept_reference_keys, refuse_misfit, to_timm_keys
+from dge_models.reference_keys import refuse_misfit, to_timm_keys
+from dge_models.registration import create, data_config
 from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
 
 __all__ = ["checkpoint_filter_fn"]
@@ -48,34 +48,12 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: VisionTransfor
 def _create(
     variant: str, size: str, model_class: type[VisionTransformer], pretrained: bool, kwargs: dict[str, Any]
 ) -> VisionTransformer:
-    out_indices = kwargs.pop("out_indices", 3)
-    model: VisionTransformer = build_model_with_cfg(
-        model_class,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **{"patch_size": 16, "depth": 12, **_WIDTHS[size], **kwargs},
-    )
-    accept_reference_keys(model)
-    return model
+    settings = {"patch_size": 16, "depth": 12, **_WIDTHS[size], **kwargs}
+    return create(model_class, variant, pretrained, checkpoint_filter_fn, 3, settings)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 256, 256),
-        "pool_size": None,
-        "crop_pct": 0.875,  # the short side is resized to 292
-        "interpolation": "bicubic",
-        "fixed_input_size": True,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **kwargs,
-    }
+    return data_config("patch_embed.proj", **kwargs)
 
 
 default_cfgs = generate_default_cfgs(

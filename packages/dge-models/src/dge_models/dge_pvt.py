@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from dge_models.pvt import DGEPyramidVisionTransformer, PyramidVisionTransformer
 from dge_models.pvt_stage import fit_positions
-from dge_models.reference_keys import accept_reference_keys, refuse_misfit, to_timm_keys
+from dge_models.reference_keys import refuse_misfit, to_timm_keys
+from dge_models.registration import create, data_config
 
 __all__ = ["checkpoint_filter_fn"]
 
@@ -45,41 +45,16 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> 
 
 
 def _create(
-    variant: str,
-    size: str,
-    model_class: type[PyramidVisionTransformer],
-    pretrained: bool,
-    kwargs: dict[str, Any],
+    variant: str, size: str, model_class: type[PyramidVisionTransformer], pretrained: bool, kwargs: dict[str, Any]
 ) -> PyramidVisionTransformer:
-    out_indices = kwargs.pop("out_indices", (0, 1, 2, 3))
-    model: PyramidVisionTransformer = build_model_with_cfg(
-        model_class,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
-        **{"depths": _DEPTHS[size], **kwargs},
+    settings = {"depths": _DEPTHS[size], **kwargs}
+    return create(model_class, variant, pretrained, checkpoint_filter_fn, (0, 1, 2, 3), settings)
+
+
+def _cfg() -> dict[str, Any]:
+    return data_config(
+        "stages.0.patch_embed.proj", min_input_size=(3, 32, 32), pool_size=(8, 8), fixed_input_size=False
     )
-    accept_reference_keys(model)
-    return model
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 1000,
-        "input_size": (3, 256, 256),
-        "min_input_size": (3, 32, 32),
-        "pool_size": (8, 8),
-        "crop_pct": 0.875,  # the short side is resized to 292
-        "interpolation": "bicubic",
-        "fixed_input_size": False,
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stages.0.patch_embed.proj",
-        "classifier": "head",
-        "license": "apache-2.0",
-        **kwargs,
-    }
 
 
 default_cfgs = generate_default_cfgs(
