@@ -8,6 +8,7 @@ from dge_recipes.config.data_sets import (
     ImageFolderData,
     INaturalistData,
     RandomData,
+    ShapesData,
     TarData,
     WebDatasetData,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "OutputConfig",
     "RandomData",
     "ScheduleConfig",
+    "ShapesData",
     "TarData",
     "TrainConfig",
     "WebDatasetData",

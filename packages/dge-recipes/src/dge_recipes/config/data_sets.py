@@ -1,6 +1,6 @@
 """The ``data`` section: one class per kind of data set, told apart by ``data.name``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,13 @@ __all__ = [
     "ImageData",
     "ImageFolderData",
     "RandomData",
+    "ShapesData",
     "TarData",
     "WebDatasetData",
 ]
+
+
+_NUM_IMAGES = "training images (shapes: per epoch, and every epoch draws new ones), and held-out ones of random data"
 
 
 class DigitsData(Section):
@@ -42,7 +46,25 @@ class RandomData(Section):
     image_size: Count = Field(default=256, description="side of the square image, in pixels")
     channels: Count = Field(default=3, description="channels of the images (random data)")
     num_classes: Count = Field(default=1000, description="classes; for files, how many there must be, null: any")
-    num_images: Count = Field(default=1024, description="training images, and held-out ones (random data)")
+    num_images: Count = Field(default=1024, description=_NUM_IMAGES)
+    workers: NonNegativeInt = Field(default=0, description="data loading processes per process")
+
+
+class ShapesData(Section):
+    """Textured shapes on plain ground, drawn as they are asked for: ten outlines with ten textures."""
+
+    channels: ClassVar[int] = 3
+
+    name: Literal["shapes"]
+    image_size: Annotated[int, Field(ge=16)] = Field(default=256, description="side of the square image, in pixels")
+    num_classes: Annotated[int, Field(ge=1, le=100)] = Field(
+        default=100, description="classes; for files, how many there must be, null: any"
+    )
+    num_images: Count = Field(default=100_000, description=_NUM_IMAGES)
+    held_out_images: Count = Field(default=10_000, description="held-out images (shapes)")
+    seed: NonNegativeInt = Field(
+        default=0, description="which images are drawn, whatever train.seed is: runs compare on the same ones (shapes)"
+    )
     workers: NonNegativeInt = Field(default=0, description="data loading processes per process")
 
 
@@ -133,6 +155,7 @@ DataConfig = Annotated[
     | TarData
     | WebDatasetData
     | HuggingFaceData
+    | ShapesData
     | RandomData,
     Field(discriminator="name"),
 ]
@@ -146,5 +169,6 @@ DATA_SETS = (
     "tar",
     "webdataset",
     "huggingface",
+    "shapes",
     "random",
 )

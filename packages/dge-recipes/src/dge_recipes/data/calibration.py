@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dge_recipes.config import Config, DigitsData, RandomData
+from dge_recipes.config import Config, DigitsData, RandomData, ShapesData
 from dge_recipes.data.digits import UprightDigits
 from dge_recipes.data.images import UNREADABLE, HeldOutImages
 from dge_recipes.data.random_images import RandomImages
+from dge_recipes.data.shapes import ShapeImages
 from dge_recipes.data.sources import open_source
 
 __all__ = ["calibration_batches"]
@@ -35,6 +36,8 @@ def calibration_batches(config: Config) -> list[Tensor]:
         data = UprightDigits(config.data, held_out=False)
     elif isinstance(config.data, RandomData):
         data = RandomImages(config.data)
+    elif isinstance(config.data, ShapesData):
+        data = ShapeImages(config.data, held_out=False)
     else:
         data = HeldOutImages(open_source(config.data, "train"), config.data, Path(config.output.dir))
     count = min(_IMAGES, len(data))

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from dge_recipes.config import Config, DigitsData, RandomData
+from dge_recipes.config import Config, DigitsData, RandomData, ShapesData
 from dge_recipes.data.digits import NUM_CLASSES, TrainingDigits, UprightDigits
 from dge_recipes.data.images import HeldOutImages, TrainingImages
 from dge_recipes.data.random_images import RandomImages
 from dge_recipes.data.sampling import EpochSampler
+from dge_recipes.data.shapes import ShapeImages, TrainingShapes
 from dge_recipes.data.sources.opening import check_same_classes, open_source
 from dge_recipes.data.workers import worker_signals
 
@@ -68,6 +69,8 @@ def build_held_out(config: Config) -> HeldOutData:
         data, classes, channels = UprightDigits(config.data), NUM_CLASSES, 1
     elif isinstance(config.data, RandomData):
         data, classes, channels = RandomImages(config.data), config.data.num_classes, config.data.channels
+    elif isinstance(config.data, ShapesData):
+        data, classes, channels = ShapeImages(config.data), config.data.num_classes, config.data.channels
     else:
         source = open_source(config.data, "val")
         data, classes, channels = HeldOutImages(source, config.data, Path(config.output.dir)), source.num_classes, 3
@@ -94,6 +97,8 @@ def _training_set(config: Config) -> tuple[Any, int]:
         return TrainingDigits(data, seed), 1
     if isinstance(data, RandomData):
         return RandomImages(data), 1
+    if isinstance(data, ShapesData):
+        return TrainingShapes(data), 1
     source = open_source(data, "train")
     return TrainingImages(source, data, seed, Path(config.output.dir)), data.repeats
 

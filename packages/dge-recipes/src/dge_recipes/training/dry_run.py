@@ -73,6 +73,8 @@ def _weights(config: Config, replaced: list[str]) -> Config:
 
 def _data(config: Config, processes: int, replaced: list[str]) -> tuple[Config, TrainingData, HeldOutData]:
     """The recipe's data, or random images of the same shape."""
+    # One batch is not worth as many processes as a run has.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
     try:
         training, held_out = build_training(config, processes), build_held_out(config)
         check_classes(training, held_out)
