@@ -129,7 +129,7 @@ def models(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """dge-recipes, with training and evaluation in one and in several processes."""
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
-    install(session, *TEST_TOOLS, kernels_wheel(session), *local)
+    install(session, *TEST_TOOLS, "datasets", kernels_wheel(session), *local)
     pytest(session, "dge-recipes")
 
 

@@ -35,6 +35,12 @@ def open_held_out(config: ImageFolderData) -> HeldOutImages:
     return HeldOutImages(open_source(config, "val"), config, Path(config.root))
 
 
+def test_an_augmentation_that_timm_does_not_know(tmp_path: Path) -> None:
+    config = _make(tmp_path).model_copy(update={"auto_augment": "autumn"})
+    with pytest.raises(UserError, match=r"data.auto_augment: got 'autumn', expected a policy of timm's"):
+        open_training(config, seed=0)
+
+
 def test_images_and_labels(tmp_path: Path) -> None:
     config = _make(tmp_path)
     train, held_out = open_training(config, seed=0), open_held_out(config)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dge_recipes.config.data_sets import ImageData
+from dge_recipes.data.pixels import to_rgb
 from dge_recipes.data.sampling import Draw
 from dge_recipes.data.sources import ImageSource
 from dge_recipes.errors import UserError
@@ -37,19 +38,27 @@ Transform = Callable[[Image.Image], Tensor]
 
 
 def training_transform(config: ImageData) -> Transform:
-    """Timm's training transform for this config: random crop, flip, augmentation policy, erasing."""
-    transform: Transform = create_transform(
-        config.image_size,
-        is_training=True,
-        hflip=config.hflip,
-        color_jitter=config.color_jitter,
-        auto_augment=config.auto_augment,
-        interpolation=config.interpolation,
-        re_prob=config.random_erasing,
-        re_mode="pixel",
-        mean=config.mean,
-        std=config.std,
-    )
+    """Timm's training transform for this config: random crop, flip, augmentation policy, erasing.
+
+    Raises:
+        UserError: timm does not know the policy.
+    """
+    try:
+        transform: Transform = create_transform(
+            config.image_size,
+            is_training=True,
+            hflip=config.hflip,
+            color_jitter=config.color_jitter,
+            auto_augment=config.auto_augment,
+            interpolation=config.interpolation,
+            re_prob=config.random_erasing,
+            re_mode="pixel",
+            mean=config.mean,
+            std=config.std,
+        )
+    except (AssertionError, LookupError, ValueError) as error:
+        expected = "expected a policy of timm's, such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0"
+        raise UserError(f"data.auto_augment: got {config.auto_augment!r}, {expected}") from error
     return transform
 
 
@@ -90,7 +99,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
             UserError: it cannot be read and the policy is not to skip.
         """
         try:
-            return self.source.read(index).convert("RGB")
+            return to_rgb(self.source.read(index))
         except _DECODING as error:
             reason = f"{self.source.name(index)} cannot be read as an image: {' '.join(str(error).split())}"
             if not self.skips:
@@ -106,7 +115,7 @@ class _Images(Dataset[tuple[Tensor, int]]):
         """Append to the list; every process has its own memory, so lines may occur several times."""
         try:
             self._list.parent.mkdir(parents=True, exist_ok=True)
-            with self._list.open("a", encoding="utf-8") as file:
+            with self._list.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self._list}: {error}") from error

@@ -1,19 +1,16 @@
-"""CIFAR, iNaturalist and Hugging Face data through the ``data`` section, and what is said when they are not there."""
+"""CIFAR and iNaturalist data through the ``data`` section, and what is said when they are not there."""
 
 import hashlib
 import pickle
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from sample_images import picture, write_folder, write_json
 from torchvision.datasets import CIFAR100
 
-from dge_recipes.config import CifarData, HuggingFaceData, ImageFolderData, INaturalistData
+from dge_recipes.config import CifarData, ImageFolderData, INaturalistData
 from dge_recipes.data.sources import ImageSource, open_source
 from dge_recipes.data.sources.opening import check_same_classes
 from dge_recipes.errors import UserError
@@ -66,37 +63,6 @@ def test_inaturalist_2018_follows_the_published_lists(tmp_path: Path) -> None:
     (tmp_path / "2018" / "Birds" / "1" / "b.png").unlink()
     with pytest.raises(UserError, match=r"lacks 1 listed images, for example Birds/1/b.png"):
         open_source(config, "train")
-
-
-class _Rows:
-    """What this package uses of ``datasets.Dataset``."""
-
-    column_names: tuple[str, ...] = ("image", "label")
-
-    def __init__(self, numbers: list[int]) -> None:
-        self._numbers = numbers
-        self.features = {"label": types.SimpleNamespace(num_classes=5)}
-
-    def __getitem__(self, key: Any) -> Any:
-        if key == "label":
-            return [number % 5 for number in self._numbers]
-        return {"image": Image.new("RGB", (8, 8), (self._numbers[key], 0, 0))}
-
-
-def test_hugging_face(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = HuggingFaceData(name="huggingface", root=str(tmp_path), held_out_split="test")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="needs the datasets package: pip install datasets"):
-        open_source(config, "train")
-    module: Any = types.ModuleType("datasets")
-    module.load_from_disk = lambda path: {"train": _Rows([6, 7]), "test": _Rows([9])}
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    assert _all(open_source(config, "train")) == [(6, 1), (7, 2)]
-    assert _all(open_source(config, "val")) == [(9, 4)]
-    with pytest.raises(UserError, match=r"has no split 'validation'; it has train, test"):
-        open_source(HuggingFaceData(name="huggingface", root=str(tmp_path)), "val")
-    with pytest.raises(UserError, match=r"has no column 'picture'; it has image, label"):
-        open_source(config.model_copy(update={"image_column": "picture"}), "val")
 
 
 def test_numbers_of_classes(tmp_path: Path) -> None:

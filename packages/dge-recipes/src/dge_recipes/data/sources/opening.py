@@ -66,7 +66,8 @@ def check_same_classes(train: ImageSource, held_out: ImageSource) -> None:
     where = f"{train.name(0)} and {held_out.name(0)}"
     if None not in names and names[0] != names[1]:
         only = sorted(set(names[0] or ()) ^ set(names[1] or ()))
-        raise UserError(f"train/ and val/ must hold the same classes, but differ in {only[:3]} ({where})")
+        differ = f"differ in {only[:3]}" if only else "have them in another order"
+        raise UserError(f"train/ and val/ must hold the same classes, but {differ} ({where})")
     if train.num_classes != held_out.num_classes:
         counts = f"{train.num_classes} training classes and {held_out.num_classes} held-out ones"
         raise UserError(f"got {counts} ({where}); set data.num_classes")
