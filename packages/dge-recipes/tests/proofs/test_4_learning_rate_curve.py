@@ -11,6 +11,7 @@ from launching import launch
 from safetensors.torch import load_file
 
 from dge_recipes.config import load_config
+from dge_recipes.errors import UserError
 from dge_recipes.training import train
 
 # SGD, because it is linear in the gradient: others blow a rounding error up where a gradient is near zero.
@@ -47,3 +48,18 @@ def test_one_process_two_processes_and_accumulation(
     for key, value in weights[0].items():
         for other in weights[1:]:
             torch.testing.assert_close(other[key], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_may_split_its_steps_anew(small: Sequence[str], tmp_path: Path) -> None:
+    common = (*small, *COMMON, "budget.noiseless_epochs=2", "budget.weight=0", "checkpoint.keep_last=99")
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(load_config("digits", [*common, "train.batch_size=64", "checkpoint.every_steps=9", f"output.dir={whole}"]))
+    split = ("train.batch_size=16", "train.accumulation_steps=4", f"output.dir={resumed}")
+    train(load_config("digits", [*common, *split]), resume=str(whole / "checkpoints" / "step_00000009"))
+    losses = [{record["step"]: record["loss"] for record in _curve(run)} for run in (whole, resumed)]
+    assert min(losses[1]) == 10
+    for step, loss in losses[1].items():
+        assert loss == pytest.approx(losses[0][step], rel=1e-4)
+    wrong = load_config("digits", [*common, *split, "train.accumulation_steps=2", f"output.dir={tmp_path / 'wrong'}"])
+    with pytest.raises(UserError, match="trained with global_batch 64, this run has 32"):
+        train(wrong, resume=str(whole / "checkpoints" / "step_00000009"))

@@ -10,6 +10,7 @@ from dge_recipes.checkpoints import CheckpointStore
 from dge_recipes.config import Config, load_config
 from dge_recipes.errors import UserError
 from dge_recipes.training.run_folder import claim_run_folder, find_resume_point, rewind_metrics
+from dge_recipes.training.run_lock import unlock_folder
 
 
 def _write(folder: Path) -> None:
@@ -19,6 +20,7 @@ def _write(folder: Path) -> None:
 def _open(config: Config, resume: str | None = None, overwrite: bool = False) -> str | None:
     checkpoint = find_resume_point(config, resume, overwrite)
     claim_run_folder(config, resume, checkpoint)
+    unlock_folder(Path(config.output.dir))
     return checkpoint
 
 
@@ -97,7 +99,7 @@ def test_output_below_a_file(small_config: Callable[..., Config], tmp_path: Path
 
 def test_output_that_is_a_file(small_config: Callable[..., Config], tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is a file; expected a folder"):
         _open(small_config())
 
 

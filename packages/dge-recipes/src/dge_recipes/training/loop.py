@@ -2,6 +2,7 @@
 
 import time
 from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any
 
 from accelerate import skip_first_batches
@@ -16,6 +17,7 @@ from dge_recipes.training.bad_numbers import Place
 from dge_recipes.training.clock import Clock
 from dge_recipes.training.halting import halt_if_due, must_skip
 from dge_recipes.training.losses import MEASURED
+from dge_recipes.training.run_lock import unlock_folder
 from dge_recipes.training.saving import save
 from dge_recipes.training.setup import Run, set_up
 from dge_recipes.training.stopping import StopSignal
@@ -52,6 +54,7 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
     finally:
         for tracker in getattr(accelerator, "trackers", []):
             tracker.finish()
+        unlock_folder(Path(config.output.dir))
         accelerator.free_memory()
 
 

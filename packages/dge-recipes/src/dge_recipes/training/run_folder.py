@@ -12,6 +12,7 @@ from dge_recipes.config import Config, dump_config, load_config
 from dge_recipes.data.images import UNREADABLE_FILE
 from dge_recipes.errors import UserError
 from dge_recipes.training.bad_numbers import BAD_BATCHES
+from dge_recipes.training.run_lock import lock_folder
 
 __all__ = [
     "CONFIG_FILE",
@@ -26,10 +27,13 @@ CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 
-# Changing these between two starts of a run does not change what it computes.
+# Changing these between two starts of a run does not change what it computes. Batch size and accumulation may be
+# traded against processes: that images per step stay the same is checked where the number of processes is known.
 _FREE = {"output", "checkpoint", "eval"}
 _FREE_KEYS = {
     "model.init_from",
+    "train.batch_size",
+    "train.accumulation_steps",
     "train.log_every",
     "train.eval_every",
     "train.device",
@@ -57,6 +61,8 @@ def find_resume_point(config: Config, resume: str | None, overwrite: bool) -> st
         UserError: the folder is in use, or the checkpoint is damaged or of another configuration.
     """
     folder = Path(config.output.dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output.dir={folder} is a file; expected a folder, which need not exist")
     checkpoint = None
     if resume == "auto":
         checkpoint = CheckpointStore(folder / CHECKPOINTS).newest_intact()
@@ -73,7 +79,7 @@ def find_resume_point(config: Config, resume: str | None, overwrite: bool) -> st
 
 
 def claim_run_folder(config: Config, resume: str | None, checkpoint: str | None) -> None:
-    """Make the run's folder and record the configuration in it; an earlier run's files go, unless continued.
+    """Make the run's folder, lock it and record the configuration in it; an earlier run's files go, unless continued.
 
     Args:
         config: of this run.
@@ -81,11 +87,12 @@ def claim_run_folder(config: Config, resume: str | None, checkpoint: str | None)
         checkpoint: as returned by it.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or another run is writing there.
     """
     folder = Path(config.output.dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock_folder(folder)
         if not _continues(folder, resume, None if checkpoint is None else Path(checkpoint)):
             _remove_run(folder)
     except OSError as error:
