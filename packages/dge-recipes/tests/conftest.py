@@ -53,13 +53,17 @@ def small_config(tmp_path: Path) -> Callable[..., Config]:
     return build
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its state in singletons; a test must not see an earlier one's."""
-    yield
+def _forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[Callable[[], None]]:
+    """Accelerate keeps its state in singletons; a test must not see an earlier one's. Call it to forget at once."""
+    yield _forget_accelerate
+    _forget_accelerate()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import PrecisionType, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DataLoaderConfiguration, PrecisionType, ProjectConfiguration, broadcast_object_list
 
 from dge_recipes.config.schema import Config
 from dge_recipes.errors import UserError
@@ -32,6 +32,7 @@ def start_processes(config: Config) -> Accelerator:
     try:
         accelerator = Accelerator(
             cpu=cpu,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),  # else every batch waits for the device
             gradient_accumulation_steps=config.train.accumulation_steps,
             log_with=list(config.output.trackers) or None,
             project_config=ProjectConfiguration(folder, logging_dir=f"{folder}/tensorboard"),

@@ -1,6 +1,7 @@
 """``python -m dge_recipes.study``."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +12,23 @@ from dge_recipes.errors import UserError
 __all__ = ["main"]
 
 _DESCRIPTION = """\
-Train the digits' dense model and its conversions to several budgets, each with several seeds, and compare them.
+Train a dense model and its conversions to several budgets, each with several seeds, and compare them.
 
-  python -m dge_recipes.study --output runs/study                    all rows, seeds 0, 1 and 2
+  python -m dge_recipes.study --output runs/study                    handwritten digits: all rows, seeds 0, 1 and 2
   python -m dge_recipes.study --output runs/trial --seeds 0 --epochs 1
                                                                      a trial of the whole
   python -m dge_recipes.study --output runs/study --rows dge_loss_0.5
                                                                      the dense model and one other row
+  python -m dge_recipes.study --output runs/shapes --data shapes --minutes 10
+                                                                     drawn shapes at 256 px, for a GPU, with timing
 
 Rows: dense; dense_longer, trained on for the epochs that conversions are fine-tuned; dge_loss_R, the paper's penalty
 aiming for the MAC ratio R; dge_controller_R, the controller that meets it; dge_random, one model trained for all
-ratios and set to each afterwards. The folder gets study.md, study.json and study.png. Start the same command again to
-continue: finished runs are not repeated.
+ratios and set to each afterwards. The folder gets study.md, study.json and study.png, with --timing study_speed.png
+too. Start the same command again to continue: finished runs are not repeated. Precision is Accelerate's choice, on a
+GPU ACCELERATE_MIXED_PRECISION=bf16.
 """
+_DATA = ("digits", "shapes")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,29 +45,49 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="the study's folder")
-    parser.add_argument("--seeds", default="0,1,2", metavar="N,N", help="default: %(default)s")
+    parser.add_argument("--data", choices=_DATA, default="digits", help="default: %(default)s")
+    parser.add_argument("--seeds", metavar="N,N", help="default: 0,1,2; for shapes 0")
     parser.add_argument("--epochs", type=int, metavar="N", help="of every run, for a trial; default: the recipes'")
     parser.add_argument("--rows", default="", metavar="NAME,NAME", help="rows beside the dense one; default: all")
+    parser.add_argument(
+        "--timing", action=argparse.BooleanOptionalAction, help="time inference; default: for shapes, not for digits"
+    )
+    parser.add_argument("--minutes", type=float, metavar="N", help="stop after so many, saving the run under way")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to change in every run")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
-    try:
-        seeds = [int(part) for part in options.seeds.split(",")]
-    except ValueError as error:
-        raise UserError(f"--seeds {options.seeds!r}: expected whole numbers with commas between") from error
+    seeds = _seeds(options.seeds)
     if options.epochs is not None and options.epochs < 1:
         raise UserError(f"--epochs {options.epochs}: expected at least 1")
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
+        raise UserError(f"--minutes {options.minutes:g}: expected a number above 0")
     # Imported late: --help answers at once.
-    from dge_recipes.study.plan import choose_variants
+    from dge_recipes.study.plan import STUDIES, choose_variants
     from dge_recipes.study.report import Finding, to_markdown
     from dge_recipes.study.running import run_study
 
-    variants = choose_variants([part for part in options.rows.split(",") if part])
-    content = run_study(options.output, variants, seeds, options.epochs, options.overrides)
+    study = STUDIES[options.data]
+    content = run_study(
+        options.output,
+        choose_variants([part for part in options.rows.split(",") if part], study),
+        study.seeds if seeds is None else seeds,
+        options.epochs,
+        options.overrides,
+        study=study,
+        timing=study.timing if options.timing is None else options.timing,
+        minutes=options.minutes,
+    )
     print(to_markdown([Finding(**run) for run in content["runs"]]))
     print(f"{options.output / 'study.png'}, {options.output / 'study.json'}")
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--seeds {text!r}: expected whole numbers with commas between") from error
 
 
 if __name__ == "__main__":

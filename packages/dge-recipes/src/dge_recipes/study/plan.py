@@ -1,4 +1,4 @@
-"""Which runs the study consists of."""
+"""Which runs a study consists of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,18 @@ from pathlib import Path
 from dge_recipes.config import Config, load_config
 from dge_recipes.errors import UserError
 
-__all__ = ["BUDGETS", "DENSE", "VARIANTS", "Variant", "choose_variants", "run_config", "run_folder"]
+__all__ = [
+    "BUDGETS",
+    "DENSE",
+    "DIGITS",
+    "STUDIES",
+    "VARIANTS",
+    "Study",
+    "Variant",
+    "choose_variants",
+    "run_config",
+    "run_folder",
+]
 
 BUDGETS = (0.4, 0.5, 0.7)
 DENSE = "dense"
@@ -28,10 +39,30 @@ class Variant:
     overrides: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Study:
+    """The runs on one data set.
+
+    Attributes:
+        title: what the pictures are headed by.
+        dense, converted: the recipes of the dense model and of its conversion.
+        variants: the ways to train, the dense one first.
+        seeds: one run of each variant per seed.
+        timing: whether inference is timed.
+    """
+
+    title: str
+    dense: str
+    converted: str
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    timing: bool
+
+
 def _target(kind: str, target: float) -> Variant:
     options = ["budget.kind=" + kind, f"budget.target={target}"]
-    if kind == "controller":
-        options.append("budget.weight=null")
+    if kind == "controller":  # it meets the ratio without noise while it trains with noise
+        options += ["budget.weight=null", "budget.noiseless_epochs=0"]
     return Variant(f"dge_{kind}_{target}", (), tuple(options))
 
 
@@ -42,26 +73,39 @@ _RANDOM = (
     "budget.weight=null",
     "budget.noiseless_epochs=0",
 )
+_LONGER = Variant("dense_longer", (), ("model.convert=null", "model.training_mode=dense"))
+_ANY_BUDGET = Variant("dge_random", BUDGETS, _RANDOM)
 VARIANTS = (
     Variant(DENSE),
-    Variant("dense_longer", (), ("model.convert=null", "model.training_mode=dense")),
+    _LONGER,
     *(_target("loss", target) for target in BUDGETS),
     *(_target("controller", target) for target in BUDGETS),
-    Variant("dge_random", BUDGETS, _RANDOM),
+    _ANY_BUDGET,
 )
+DIGITS = Study("Handwritten digits", "digits_dense", "digits_converted", VARIANTS, (0, 1, 2), timing=False)
+# In the order in which they tell most, because a time limit may cut the last ones off.
+_SHAPES = (Variant(DENSE), _target("controller", 0.5), _LONGER, _target("loss", 0.5), _ANY_BUDGET)
+STUDIES = {
+    "digits": DIGITS,
+    "shapes": Study("Drawn shapes", "shapes_dense", "shapes_converted", _SHAPES, (0,), timing=True),
+}
 
 
-def choose_variants(names: Sequence[str]) -> list[Variant]:
+def choose_variants(names: Sequence[str], study: Study = DIGITS) -> list[Variant]:
     """The named variants, or all; the dense one is always there, for the others start from it.
+
+    Args:
+        names: of variants; none means all.
+        study: whose.
 
     Raises:
         UserError: an unknown name.
     """
-    known = {variant.name: variant for variant in VARIANTS}
+    known = {variant.name: variant for variant in study.variants}
     for name in names:
         if name not in known:
             raise UserError(f"--rows: no row is called {name!r}; expected some of {', '.join(known)}")
-    return [variant for variant in VARIANTS if not names or variant.name in {DENSE, *names}]
+    return [variant for variant in study.variants if not names or variant.name in {DENSE, *names}]
 
 
 def run_folder(output: Path, variant: str, seed: int) -> Path:
@@ -70,7 +114,14 @@ def run_folder(output: Path, variant: str, seed: int) -> Path:
 
 
 def run_config(
-    output: Path, variant: Variant, seed: int, epochs: int | None = None, overrides: Sequence[str] = ()
+    output: Path,
+    variant: Variant,
+    seed: int,
+    epochs: int | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    study: Study = DIGITS,
+    timing: bool = False,
 ) -> Config:
     """The recipe of one run.
 
@@ -80,14 +131,18 @@ def run_config(
         seed: of everything random.
         epochs: instead of the recipe's.
         overrides: ``section.key=value`` for every run.
+        study: that it belongs to.
+        timing: time inference, as often as the recipe says.
 
     Raises:
         UserError: a wrong override.
     """
     folder = run_folder(output, variant.name, seed)
-    common = ["eval.timing_rounds=0", *variant.overrides, *overrides, f"train.seed={seed}", f"output.dir={folder}"]
+    common = [*variant.overrides, *overrides, f"train.seed={seed}", f"output.dir={folder}"]
+    if not timing:
+        common.insert(0, "eval.timing_rounds=0")
     if epochs is not None:
         common.append(f"train.epochs={epochs}")
     if variant.name == DENSE:
-        return load_config("digits_dense", common)
-    return load_config("digits_converted", [*common, f"model.init_from={run_folder(output, DENSE, seed)}"])
+        return load_config(study.dense, common)
+    return load_config(study.converted, [*common, f"model.init_from={run_folder(output, DENSE, seed)}"])
