@@ -34,12 +34,12 @@ def test_a_run_knows_its_config(run: Path, capsys: pytest.CaptureFixture[str], t
     for number, arguments in enumerate(
         ([str(run)], [str(run), "--best"], [str(newest)], [str(newest / "model.safetensors")])
     ):
-        report = tmp_path / f"{number}.json"
+        report = tmp_path / "reports" / f"{number}.json"
         assert main([*arguments, "--json", str(report)]) == 0
         assert json.loads(report.read_text(encoding="utf-8"))["acc1"] == summary["acc1"]
     out = capsys.readouterr().out
     assert out.count("| deit_dge_s124_tiny_patch16_256 |") == 4
-    assert "360 images, 1 processes" in out
+    assert "360 images, 1 process\n" in out
 
 
 def test_averaged_weights(run: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_init_from_another_head_keeps_the_new_one(small_config: Callable[..., Co
         ("model.name=zzzzzz", "no model is called 'zzzzzz'"),
         ("model.kwargs.embed_dims=3", "cannot be created with model.kwargs"),
         ("model.kwargs.num_heads=5", "cannot be created with model.kwargs"),
+        ("model.kwargs.patch_size=0", "cannot be created with model.kwargs.*by zero"),
+        ("model.kwargs.num_classes=3", "model.kwargs.num_classes: got 3, expected none: it follows from the data"),
         ("model.kwargs.img_size=28", r"cannot take images of shape \[1, 32, 32\].*see model.kwargs"),
         ("model.kwargs.in_chans=3", "cannot take images of shape"),
         ("model.name=resnet18", "model.kwargs"),
@@ -81,6 +83,11 @@ def test_a_model_that_does_not_exist_or_fit(small_config: Callable[..., Config],
     with pytest.raises(UserError, match=words) as error:
         _build(small_config(override, name="digits_dense"))
     assert "\n" not in str(error.value)
+
+
+def test_no_block_to_route(small_config: Callable[..., Config]) -> None:
+    with pytest.raises(UserError, match=r"with model.kwargs=.*'depth': 0.*has no routed block"):
+        _build(small_config("model.kwargs.depth=0"))
 
 
 def test_what_cannot_be_converted(small_config: Callable[..., Config]) -> None:

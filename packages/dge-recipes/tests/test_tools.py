@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,6 +67,11 @@ def test_benchmark_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--model", "deit_tiny_patch16_256"], "has no routers"),
         (["--model", "deit_dge"], "no model is called"),
         (["--device", "toaster"], "--device toaster"),
+        (["--device", "meta"], "--device meta: it computes nothing"),
+        (["--threads", "0"], "--threads 0: expected at least 1"),
+        (["--dense", "resnet18"], "--dense resnet18 cannot be compared"),
+        (["--dense", "deit_tiny_patch16_224"], "--dense deit_tiny_patch16_224 cannot be compared on images of"),
+        (["--compile", "--backend", "x"], "--backend x: torch.compile has none of that name; usual ones are"),
     ):
         assert words in _error(capsys, benchmark.main, "--output", str(tmp_path / "out"), *options)
     assert not (tmp_path / "out").exists()
@@ -76,14 +82,18 @@ def test_visualize(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     photos.mkdir()
     for number in (1, 2):
         (photos / f"{number}.png").write_bytes(picture(90 * number))
+    strange = os.fsdecode(b"strange_\xff.png")  # no UTF-8
+    (photos / strange).write_bytes(picture(5))
     (photos / "notes.txt").touch()
     assert visualize.main([str(photos), "--checkpoint", str(run), "--output", str(tmp_path / "out")]) == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.png", "2.png", "index.html"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1.png", "2.png", "index.html", strange]
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count('src="data:image/png;base64,') == page.count(' alt="') == 3
+    assert 'alt="1.png, and over it the regions' in page
     assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "strange_\\udcff.png" in page
     assert "of the dense MACs" in capsys.readouterr().out
-    one = [str(photos / "1.png"), "--checkpoint", str(run), "--output", str(tmp_path / "one"), "--layers", "0"]
+    one = [str(photos / "1.png"), "--checkpoint", str(run), "--output", str(tmp_path / "one"), "--layers", "1"]
     assert visualize.main(one) == 0
     assert [path.name for path in (tmp_path / "one").iterdir()] == ["1.png"]
 
@@ -96,8 +106,12 @@ def test_visualize_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ([str(tmp_path / "gone.png")], "does not exist"),
         ([str(run)], "no images in"),
         ([str(tmp_path / "no.png"), "--layers", "x"], "expected whole numbers"),
+        ([str(tmp_path / "no.png"), "--output", str(tmp_path)], "would replace the image"),
+        ([str(tmp_path / "no.png"), "--layers", "2"], "got layer 2, expected 1 to 1"),
+        ([str(tmp_path / "no.png"), "--output", str(tmp_path / "no.png")], "no.png is not a folder"),
     ):
-        assert words in _error(capsys, visualize.main, *arguments, *common)
+        assert words in _error(capsys, visualize.main, *common, *arguments)
+    assert not (tmp_path / "out").exists()
 
 
 def test_convert(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +120,8 @@ def test_convert(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with safe_open(target, "pt") as file:
         assert file.metadata()["model"] == "deit_dge_s124_tiny_patch16_256"
         assert file.get_tensor("head.weight").shape == (10, 16)
+    (tmp_path / "other").touch()
+    assert target.stat().st_mode == (tmp_path / "other").stat().st_mode
     assert "exists: choose another name or add --overwrite" in _error(capsys, convert.main, str(run), str(target))
     assert convert.main([str(run), str(target), "--overwrite"]) == 0
     model = timm.create_model("deit_tiny_patch16_256", depth=1, num_classes=7)
@@ -133,3 +149,6 @@ def test_evaluate_at_several_budgets(run: Path, tmp_path: Path, capsys: pytest.C
     assert "--budget 0.01" in _error(capsys, evaluate.main, str(run), "--budget", "0.01")
     assert "expected MAC ratios" in _error(capsys, evaluate.main, str(run), "--budget", "2")
     assert "expected numbers" in _error(capsys, evaluate.main, str(run), "--budget", "half")
+    assert "expected numbers" in _error(capsys, evaluate.main, str(run), "--budget", "0.5,")
+    assert "must end in .png or .svg" in _error(capsys, evaluate.main, str(run), "--budget", "0.5", "--plot", "x.gif")
+    assert "add --budget" in _error(capsys, evaluate.main, str(run), "--plot", "x.png")

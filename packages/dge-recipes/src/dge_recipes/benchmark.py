@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dge_recipes.cli import run_command
+from dge_recipes.cli import check_target, run_command
 from dge_recipes.errors import UserError
 
 __all__ = ["main"]
@@ -42,24 +42,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     names = ("deit_dge_s124_tiny_patch16_256", "deit_tiny_patch16_256")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the three files")
-    parser.add_argument("--model", default=names[0], metavar="NAME", help="the DGE model; default: %(default)s")
-    parser.add_argument("--dense", default=names[1], metavar="NAME", help="the dense model; default: %(default)s")
-    parser.add_argument("--checkpoint", metavar="FILE", help="weights of the DGE model")
-    parser.add_argument("--ratio", type=float, metavar="R", help="set the routers to this MAC ratio")
-    parser.add_argument("--batches", default="1,8,64,256", metavar="N,N", help="default: %(default)s")
+    parser.add_argument(
+        "--model", default=names[0], metavar="NAME", help="the DGE model, by timm's name; default: %(default)s"
+    )
+    parser.add_argument("--dense", default=names[1], metavar="NAME", help="the dense one; default: %(default)s")
+    parser.add_argument("--checkpoint", metavar="PATH", help="weights of the DGE model")
+    parser.add_argument(
+        "--ratio", type=float, metavar="R", help="set the routers to this MAC ratio: above 0, at most 1"
+    )
+    parser.add_argument(
+        "--batches", default="1,8,64,256", metavar="N,N", help="images per forward; default: %(default)s"
+    )
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed forwards; default: %(default)s")
     parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: %(default)s")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 ...")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
     parser.add_argument("--compile", action="store_true", help="also time both compiled")
-    parser.add_argument("--backend", default="inductor", help="of --compile; default: %(default)s")
+    parser.add_argument("--backend", default="inductor", metavar="NAME", help="of --compile; default: %(default)s")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     batches = _batches(options.batches)
-    if options.rounds < 1:
-        raise UserError(f"--rounds {options.rounds}: expected at least 1")
+    for name, number in (("rounds", options.rounds), ("threads", options.threads)):
+        if number is not None and number < 1:
+            raise UserError(f"--{name} {number}: expected at least 1")
+    check_target("--output", options.output, folder=True)
     # Imported late: --help answers at once.
     import torch
 
@@ -70,6 +78,9 @@ def _run(options: argparse.Namespace) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = _device(options.device)
+    if options.compile and options.backend not in torch.compiler.list_backends(exclude_tags=()):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise UserError(f"--backend {options.backend}: torch.compile has none of that name; usual ones are {usual}")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     pair = build_pair(options.model, options.dense, options.checkpoint, options.ratio, device)
     backend = options.backend if options.compile else None
@@ -109,6 +120,8 @@ def _device(name: str) -> Any:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "meta":
+        raise UserError("--device meta: it computes nothing; expected cpu, cuda, cuda:1 ...")
     return device
 
 

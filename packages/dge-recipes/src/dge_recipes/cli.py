@@ -1,13 +1,21 @@
 """What the command lines share: one-line errors, and an orderly end of the processes."""
 
+import errno
+import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
 
 from dge_recipes.errors import RunStopped, UserError
 
-__all__ = ["run_command"]
+__all__ = ["check_target", "run_command"]
+
+_SIGPIPE = 128 + 13  # what a shell reports of a program that SIGPIPE ended
+_SIGINT = 128 + 2
 
 
 def run_command(name: str, command: Callable[[], None]) -> int:
@@ -19,14 +27,20 @@ def run_command(name: str, command: Callable[[], None]) -> int:
 
     Returns:
         Exit status: 0, also after :class:`RunStopped`; 1 after a :class:`UserError`. Both are told in one line
-        on stderr. Any other exception is a fault of the program and keeps its traceback.
+        on stderr. 130 after Ctrl-C; 141, without a word, where nobody reads stdout any more, as in ``| head``.
+        Any other exception is a fault of the program and keeps its traceback.
     """
     # Read when PyTorch loads OpenMP, which is after this. Threads that spin while they wait take the cores from
     # whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.basicConfig(format=f"{name}: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command()
+        output: Any = _Stdout(sys.stdout)
+        with redirect_stdout(output):
+            command()
+            output.flush()
         status = 0
     except RunStopped as stopped:
         if os.environ.get("RANK", "0") == "0":
@@ -37,12 +51,75 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         status = 1
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
-        status = 130
+        status = _SIGINT
+    except _StdoutError as error:
+        # Shut, or Python would try to write the rest at exit, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _SIGPIPE
+        if error.errno != errno.EPIPE:
+            print(f"{name}: error: cannot write to stdout: {error.reason}", file=sys.stderr, flush=True)
+            status = 1
     if "torch" in sys.modules:  # else there are no processes to end, and importing it would take seconds
         from dge_recipes.processes import end_processes
 
         end_processes()
     return status
+
+
+def check_target(option: str, path: Path, *, suffixes: Sequence[str] = (), folder: bool = False) -> None:
+    """Tell at once, not after hours of work, that a result cannot be written. Writes nothing.
+
+    Args:
+        option: what the user calls it, such as ``--json``.
+        path: a file to write, or a folder to write into; folders above it are made later.
+        suffixes: what a file's name must end in; empty: anything.
+        folder: it is a folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise UserError(f"{option} {path} must end in {' or '.join(suffixes)}")
+    if not folder and path.is_dir():
+        raise UserError(f"{option} {path} is a folder; expected a file's name")
+    whole = path.absolute()
+    above = next(each for each in ([whole] if folder else []) + list(whole.parents) if each.exists())
+    if not above.is_dir():
+        raise UserError(f"{option}: cannot write {path}: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{option}: cannot write {path}: no permission to write into {above}")
+
+
+class _StdoutError(Exception):
+    """What was printed could not be written. No OSError: those are caught where other files are written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.errno, self.reason = error.errno, error.strerror
+
+
+class _Stdout:
+    """Standard output whose errors can be told from those of other files."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of any stream."""
+        try:
+            return int(self._stream.write(text))
+        except OSError as error:
+            raise _StdoutError(error) from error
+
+    def flush(self) -> None:
+        """As of any stream."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise _StdoutError(error) from error
 
 
 def _where() -> str:

@@ -1,12 +1,13 @@
 """``dge-convert``: a checkpoint's weights as a safetensors file that nothing has to be unpickled from."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dge_recipes.cli import run_command
+from dge_recipes.cli import check_target, run_command
 from dge_recipes.errors import UserError
 
 __all__ = ["convert", "main"]
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ema", action="store_true", help="the averaged weights")
     parser.add_argument("--best", action="store_true", help="of a run, the best checkpoint instead of the newest")
     parser.add_argument("--overwrite", action="store_true", help="replace the target")
-    parser.add_argument("kwargs", nargs="*", metavar="key=value", help="arguments of --model")
+    parser.add_argument("kwargs", nargs="*", default=[], metavar="key=value", help="arguments of --model")
     return parser
 
 
@@ -101,8 +102,7 @@ def convert(
 
     from dge_recipes.checkpoints.weights import open_weights
 
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target} must end in .safetensors")
+    check_target("target", target, suffixes=(".safetensors",))
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: choose another name or add --overwrite")
     name, network = open_weights(source, model, kwargs or {}, ema=ema, best=best)
@@ -110,9 +110,16 @@ def convert(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, target, metadata={"format": "pt", "model": name})
+        target.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {target}: {error}") from error
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to learn it is to set it
+    os.umask(mask)
+    return mask
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dge_recipes.cli import run_command
+from dge_recipes.cli import check_target, run_command
 from dge_recipes.errors import UserError
 
 __all__ = ["main"]
@@ -50,12 +50,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="where --budget draws (.png or .svg); default: tradeoff.png"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to change, for example data.root=/data")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="keys to change, for example data.root=/data"
+    )
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     budgets = _budgets(options.budget)
+    if options.json is not None:
+        check_target("--json", options.json)
+    if options.plot is not None and not budgets:
+        raise UserError("--plot draws what --budget evaluates; add --budget, for example 0.4,0.5,0.7")
+    plot = options.plot or Path("tradeoff.png")
+    if budgets:
+        check_target("--plot", plot, suffixes=(".png", ".svg"))
     # Imported late: --help answers at once.
     from dge_recipes.evaluation.report import evaluate_checkpoint
     from dge_recipes.evaluation.subject import find_subject
@@ -66,13 +75,13 @@ def _run(options: argparse.Namespace) -> None:
         ema=options.ema,
         budgets=budgets,
         output=options.json,
-        plot=options.plot or Path("tradeoff.png"),
+        plot=plot,
     )
 
 
 def _budgets(text: str) -> list[float]:
     try:
-        budgets = [float(part) for part in text.split(",") if part]
+        budgets = [float(part) for part in text.split(",")] if text else []
     except ValueError as error:
         raise UserError(f"--budget {text!r}: expected numbers with commas between, for example 0.4,0.5,0.7") from error
     for budget in budgets:

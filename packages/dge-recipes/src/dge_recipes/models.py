@@ -15,6 +15,9 @@ from dge_recipes.errors import UserError
 
 __all__ = ["RoutedModel", "build_model", "create_model", "display_name", "is_routed", "load_weights"]
 
+# What wrong arguments come to: few models check theirs.
+_CREATING = (OSError, TypeError, ValueError, AssertionError, RuntimeError, AttributeError, LookupError, ArithmeticError)
+
 
 def build_model(
     config: ModelConfig, num_classes: int, input_shape: tuple[int, int, int], *, init: bool = True
@@ -41,6 +44,9 @@ def build_model(
 
 def create_model(config: ModelConfig, num_classes: int, *, init: bool = True) -> nn.Module:
     """The same as :func:`build_model`, without trying whether the model takes certain images."""
+    if "num_classes" in config.kwargs:
+        got = f"model.kwargs.num_classes: got {config.kwargs['num_classes']}"
+        raise UserError(f"{got}, expected none: it follows from the data, or the weights")
     model = _create(config.name, {"num_classes": num_classes, **config.kwargs})
     if init and config.init_from is not None:
         load_weights(model, config.init_from, reset_head=True)
@@ -50,7 +56,10 @@ def create_model(config: ModelConfig, num_classes: int, *, init: bool = True) ->
         except ValueError as error:
             raise UserError(f"model.convert: {config.name} cannot be converted: {error}") from error
     if is_routed(model):
-        dge_models.set_training_mode(model, config.training_mode)
+        try:
+            dge_models.set_training_mode(model, config.training_mode)
+        except ValueError as error:  # it could route, but has no blocks that do
+            raise UserError(f"model {config.name} with model.kwargs={config.kwargs}: {error}") from error
     return model
 
 
@@ -96,7 +105,7 @@ def _create(name: str, kwargs: dict[str, Any]) -> nn.Module:
         raise UserError(f"wrong value for 'model.name': no model is called {name!r}: {hint}")
     try:
         return timm.create_model(name, **kwargs)
-    except (OSError, TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except _CREATING as error:
         raise UserError(f"model {name} cannot be created with model.kwargs={kwargs}: {error}") from error
 
 

@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--show", action="store_true", help="the recipe as it would run, overrides applied")
     show.add_argument("--launchers", action="store_true", help="the launcher configs that come with the package")
     show.add_argument("--launcher", metavar="NAME", help="the path of one launcher config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to change, for example optim.lr=1e-3")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="keys to change, for example optim.lr=1e-3"
+    )
     return parser
 
 

@@ -30,6 +30,11 @@ def test_unknown_recipe(name: str, words: str) -> None:
         config_path(name)
 
 
+def test_a_run_is_no_recipe_but_holds_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a folder; expected a YAML file, such as .*/config.yaml"):
+        config_path(str(tmp_path))
+
+
 def test_unknown_launcher() -> None:
     with pytest.raises(UserError, match="no launcher is called 'gpus'"):
         launcher_path("gpus")

@@ -39,12 +39,14 @@ def build_pair(dge: str, dense: str, checkpoint: str | None, ratio: float | None
     Args:
         dge: the DGE model's name known to timm.
         dense: the dense model's.
-        checkpoint: weights of the DGE model; None: random weights, the routers set to `ratio`.
+        checkpoint: weights of the DGE model, a head of another size left out; None: random weights, the routers
+            set to `ratio`.
         ratio: MAC ratio to set the routers to; None: as the checkpoint has them, or 0.5 without one.
         device: to run on.
 
     Raises:
-        UserError: an unknown model, one without routers, weights that do not fit, or a ratio out of reach.
+        UserError: an unknown model, one without routers, weights that do not fit, a ratio out of reach, or a dense
+            model that is no vision transformer or takes other images.
     """
     torch.manual_seed(0)
     routed = create_model(ModelConfig(name=dge), 1000)
@@ -52,7 +54,7 @@ def build_pair(dge: str, dense: str, checkpoint: str | None, ratio: float | None
         raise UserError(f"--model {dge} has no routers; expected a DGE model, and --dense for the one to compare with")
     routing = f"as {checkpoint} has it"
     if checkpoint is not None:
-        load_weights(routed, checkpoint)
+        load_weights(routed, checkpoint, reset_head=True)
     else:
         ratio = 0.5 if ratio is None else ratio
         for module in routed.modules():
@@ -66,6 +68,12 @@ def build_pair(dge: str, dense: str, checkpoint: str | None, ratio: float | None
         return torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch)).to(device)
 
     calibration = [images(4), images(5)]
+    try:
+        with torch.inference_mode():
+            plain(calibration[0][:1])
+        static = dge_models.count_macs(plain, calibration[0]).total.mean().item()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--dense {dense} cannot be compared on images of {list(size)}: {error}") from error
     if ratio is not None:
         try:
             setting = dge_models.set_budget(routed, ratio, calibration)
@@ -73,5 +81,5 @@ def build_pair(dge: str, dense: str, checkpoint: str | None, ratio: float | None
             raise UserError(f"--ratio {ratio}: {error}") from error
         source = "random" if checkpoint is None else checkpoint
         routing = f"{source} weights, set to a MAC ratio of {setting.ratio:.3f} on noise"
-    counts = [dge_models.count_macs(model, calibration[0]).total.mean().item() for model in models.values()]
-    return Pair(models, images, counts[1] / counts[0], routing)
+    dynamic = dge_models.count_macs(routed, calibration[0]).total.mean().item()
+    return Pair(models, images, dynamic / static, routing)

@@ -35,6 +35,8 @@ def config_path(name_or_file: str) -> Path:
     path = Path(name_or_file)
     if path.is_file():
         return path
+    if path.is_dir():
+        raise UserError(f"config {name_or_file!r} is a folder; expected a YAML file, such as {path / 'config.yaml'}")
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         raise UserError(f"config file {name_or_file!r} does not exist")
     raise UserError(_unknown("config", name_or_file, shipped) + "; a path to a YAML file is accepted too")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dge_recipes.config.data_sets import DataConfig
-from dge_recipes.config.sections import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
+from dge_recipes.config.sections import Beta, Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
 
 __all__ = [
     "BudgetConfig",
@@ -78,7 +78,7 @@ class OptimConfig(Section):
         description="images per step that lr is meant for: scaled linearly to the real number; null: lr as it is",
     )
     weight_decay: NonNegative = Field(default=0.05, description="decoupled weight decay")
-    betas: tuple[Fraction, Fraction] | None = Field(
+    betas: tuple[Beta, Beta] | None = Field(
         default=None, strict=False, description="the optimiser's betas, null for its own default"
     )
     eps: Positive | None = Field(default=None, description="the optimiser's epsilon, null for its own default")

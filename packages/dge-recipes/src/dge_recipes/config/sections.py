@@ -4,8 +4,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Count", "Fraction", "NonNegative", "NonNegativeInt", "Positive", "Section"]
+__all__ = ["Beta", "Count", "Fraction", "NonNegative", "NonNegativeInt", "Positive", "Section"]
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

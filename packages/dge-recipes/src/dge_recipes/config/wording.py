@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -12,6 +12,18 @@ from dge_recipes.config.data_sets import DATA_SETS
 from dge_recipes.config.schema import Config
 
 __all__ = ["describe", "list_keys"]
+
+
+# Pydantic speaks of Python, recipes of YAML.
+_WORDS = {
+    "Input should be": "expected",
+    "valid dictionary or instance of": "section",
+    "valid dictionary": "mapping, for example {a: 1}",
+    "valid tuple": "list, for example [a, b]",
+    "a valid boolean": "true or false",
+    "Tuple should have": "expected",
+    " after validation": "",
+}
 
 
 def describe(error: ValidationError) -> str:
@@ -26,19 +38,26 @@ def describe(error: ValidationError) -> str:
 
 def list_keys() -> list[tuple[str, str, str]]:
     """Every key that exists: (dotted key, default or ``required``, what it means)."""
-    return [(key, _default(field), field.description or "") for key, field in _fields()]
+    fields: dict[str, list[FieldInfo]] = {}
+    for key, field in _fields():
+        fields.setdefault(key, []).append(field)
+    return [(key, _defaults(same), _meaning(key, same[0])) for key, same in fields.items()]
 
 
 def _fault(fault: ErrorDetails) -> list[str]:
     key, value, kind = _dotted(fault["loc"]), fault["input"], fault["type"]
     if kind == "extra_forbidden":
         return [_unknown(leaf) for leaf in _leaves(key, value)]
+    if kind == "missing" and isinstance(fault["loc"][-1], int):
+        return [f"wrong value for {key.rpartition('.')[0]!r}: got {value!r}, expected more values"]
     if kind == "missing":
         return [f"missing key: {key!r}"]
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         got = value.get("name") if isinstance(value, dict) else value
         return [f"wrong value for '{key}.name': got {got!r}, expected one of {', '.join(DATA_SETS)}"]
-    expected = fault["msg"].replace("Input should be", "expected").replace("valid dictionary or instance of", "section")
+    expected = fault["msg"]
+    for said, meant in _WORDS.items():
+        expected = expected.replace(said, meant)
     return [f"wrong value for {key!r}: got {value!r} ({type(value).__name__}), {expected}"]
 
 
@@ -67,19 +86,36 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:
+    """Every key with its field; those that kinds of data sets share come once for each."""
     for section, outer in Config.model_fields.items():
         models = get_args(outer.annotation) or (outer.annotation,)
-        seen: set[str] = set()
         for model in models:
             if isinstance(model, type) and issubclass(model, BaseModel):
                 for name, field in model.model_fields.items():
-                    if name not in seen:
-                        seen.add(name)
-                        yield f"{section}.{name}", field
+                    yield f"{section}.{name}", field
+
+
+def _meaning(key: str, field: FieldInfo) -> str:
+    """What a key's field says of itself, and the values to choose from where it does not name them."""
+    if key == "data.name":
+        return f"kind of data set: {', '.join(DATA_SETS)}"
+    said = field.description or ""
+    choices = [str(choice) for choice in get_args(field.annotation)] if get_origin(field.annotation) is Literal else []
+    return said if all(choice in said for choice in choices) else f"{said}; one of {', '.join(choices)}"
+
+
+def _defaults(fields: list[FieldInfo]) -> str:
+    """The default; kinds of data sets may have different ones for a key that they share."""
+    different = list(dict.fromkeys(_default(field) for field in fields))
+    return different[0] if len(different) == 1 else f"{' or '.join(different)}, by data.name"
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)
-    return "null" if default is None or default is PydanticUndefined else str(default)
+    if default is None or default is PydanticUndefined:
+        return "null"
+    if isinstance(default, bool):
+        return str(default).lower()
+    return str(list(default) if isinstance(default, tuple) else default)  # as YAML has it

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from dge_recipes.checkpoints.folder import write_text
 from dge_recipes.data import build_held_out
+from dge_recipes.errors import UserError
 from dge_recipes.evaluation.accuracy import evaluate
 from dge_recipes.evaluation.machine import machine_facts, measure_speed
 from dge_recipes.evaluation.published import published_row
@@ -61,7 +62,8 @@ def evaluate_checkpoint(
     name, published = display_name(config.model), published_row(config, held_out.num_classes)
     row = Row(name, evaluation.acc1, evaluation.acc5, evaluation.macs, speed, published)
     unreadable = f", {evaluation.unreadable} unreadable" if evaluation.unreadable else ""
-    told = f"{evaluation.images} images{unreadable}, {accelerator.num_processes} processes"
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    told = f"{evaluation.images} images{unreadable}, {processes}"
     _tell(accelerator, f"{markdown_table([row])}\n{told}")
     report = {
         "model": name,
@@ -78,8 +80,16 @@ def evaluate_checkpoint(
         if plot is not None:
             draw_tradeoff(plot, name, points, accelerator)
     if output is not None:
-        on_main_process(accelerator, lambda: write_text(output, json.dumps(report, indent=2) + "\n"))
+        on_main_process(accelerator, lambda: _write(output, report))
     return report
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def _tell(accelerator: Accelerator, text: str) -> None:

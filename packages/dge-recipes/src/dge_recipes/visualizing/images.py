@@ -11,6 +11,7 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from dge_recipes.config import Config, ImageData
 from dge_recipes.data.images import evaluation_transform
+from dge_recipes.data.pixels import to_rgb
 from dge_recipes.errors import UserError
 
 __all__ = ["find_images", "prepare"]
@@ -52,7 +53,7 @@ def prepare(path: Path, config: Config) -> tuple[Tensor, Tensor]:
     data = config.data
     try:
         with Image.open(path) as file:
-            picture = file.convert("RGB")
+            picture = to_rgb(file)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as an image: {' '.join(str(error).split())}") from error
     if isinstance(data, ImageData):

@@ -10,6 +10,7 @@ from PIL import Image
 import dge_models
 from dge_models import Router
 from dge_recipes.config import Config
+from dge_recipes.errors import UserError
 from dge_recipes.models import RoutedModel
 from dge_recipes.visualizing.images import prepare
 
@@ -49,13 +50,17 @@ def draw_overlays(
         model: with routers.
         paths: image files.
         config: whose evaluation the images are prepared as.
-        layers: indices of routed layers to draw; None: all.
+        layers: indices, from 0, of routed layers to draw; None: all.
 
     Raises:
-        UserError: a file that is no image.
+        UserError: a file that is no image, or a layer that does not exist.
     """
     device = next(model.parameters()).device
-    splits = next(module.splits for module in model.modules() if isinstance(module, Router))
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    for layer in layers or ():
+        if not 0 <= layer < len(routers):
+            raise UserError(f"got layer {layer + 1}, expected 1 to {len(routers)}: those with routers")
+    splits = routers[0].splits
     overlays = []
     for path in paths:
         tensor, shown = prepare(path, config)

@@ -26,16 +26,21 @@ def html_page(overlays: Sequence[Overlay], title: str) -> str:
     """
     mean = sum(overlay.share for overlay in overlays) / len(overlays)
     figures = [
-        f'<figure><figcaption>{html.escape(overlay.caption)}</figcaption><img alt="{html.escape(overlay.source.name)}" '
+        f'<figure><figcaption>{html.escape(overlay.caption)}</figcaption><img alt="{_alt(overlay)}" '
         f'src="data:image/png;base64,{_encode(overlay)}"></figure>'
         for overlay in sorted(overlays, key=lambda each: -each.share)
     ]
     name = html.escape(title)
     summary = f"{len(overlays)} images, on average {mean:.0%} of the dense MACs; those that cost most come first"
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>\n<style>\n{_STYLE}</style>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>\n'
+        f'<meta name="viewport" content="width=device-width">\n<style>\n{_STYLE}</style>'
         f"</head>\n<body><h1>{name}</h1><p>{summary}.</p>\n" + "\n".join(figures) + "\n</body></html>\n"
     )
+
+
+def _alt(overlay: Overlay) -> str:
+    return html.escape(f"{overlay.source.name}, and over it the regions that got many queries and few, layer by layer")
 
 
 def _encode(overlay: Overlay) -> str:

@@ -1,0 +1,73 @@
+"""What every command does when its output, its terminal or its user gives up, and when a result has no place."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dge_recipes.cli import check_target
+from dge_recipes.errors import UserError
+
+_TRAIN = (sys.executable, "-m", "dge_recipes.train")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_nobody_reads_stdout_any_more(environment: dict[str, str], unbuffered: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    env = environment | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run([*_TRAIN, "--list"], env=env, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_stdout_on_a_full_disk(environment: dict[str, str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([*_TRAIN, "--list"], env=environment, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == b"dge-train: error: cannot write to stdout: No space left on device\n"
+
+
+def test_a_terminal_that_cannot_show_a_name(environment: dict[str, str]) -> None:
+    command = [*_TRAIN, "--config", "digits", "--show", "output.dir=\u00fc"]
+    ended = subprocess.run(command, env=environment | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert rb"dir: \xfc" in ended.stdout
+
+
+def test_ctrl_c_ends_training_quietly(start: Callable[..., Any], small: Sequence[str], tmp_path: Path) -> None:
+    long = ("train.epochs=99", "train.batch_size=24", "train.log_every=1", "data.workers=2")
+    process = start("-m", "dge_recipes.train", "--config", "digits", "--output", str(tmp_path / "run"), *small, *long)
+    assert "step 1/" in process.stderr.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [line for line in err.splitlines() if not re.match("epoch ", line)] == ["dge-train: interrupted"]
+
+
+def test_a_result_without_a_place_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_target("--json", tmp_path / "new" / "deep" / "x.json")
+    check_target("--json", tmp_path / "file")
+    check_target("--output", tmp_path, folder=True)
+    for path, options, words in (
+        (tmp_path, {}, "--x .* is a folder; expected a file's name"),
+        (tmp_path / "file" / "x", {}, "--x: cannot write .*file/x: .*file is not a folder"),
+        (tmp_path / "file", {"folder": True}, "--x: cannot write .*file is not a folder"),
+        (tmp_path / "x.txt", {"suffixes": (".png", ".svg")}, "--x .*x.txt must end in .png or .svg"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_target("--x", path, **options)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may everything
+    with pytest.raises(UserError, match=r"--x: cannot write .*: no permission to write into"):
+        check_target("--x", tmp_path / "y")
