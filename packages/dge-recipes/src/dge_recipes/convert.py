@@ -1,7 +1,6 @@
 """``dge-convert``: a checkpoint's weights as a safetensors file that nothing has to be unpickled from."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,9 +96,9 @@ def convert(
     Raises:
         UserError: a damaged or foreign file, a model that does not fit, or a target that cannot be written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    from dge_recipes.checkpoints.folder import write_file
     from dge_recipes.checkpoints.weights import open_weights
 
     check_target("target", target, suffixes=(".safetensors",))
@@ -109,17 +108,10 @@ def convert(
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, target, metadata={"format": "pt", "model": name})
-        target.chmod(0o666 & ~_umask())  # safetensors lets nobody but the owner read
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise UserError(f"cannot write {target}: {error}") from error
+    write_file(target, lambda aside: save_file(weights, aside, metadata={"format": "pt", "model": name}))
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # the only way to learn it is to set it
-    os.umask(mask)
-    return mask
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dge_recipes.checkpoints.folder import MANIFEST, damage, write_folder, write_text
+from dge_recipes.checkpoints.folder import MANIFEST, damage, write_file, write_folder, write_text
 from dge_recipes.errors import UserError
 
 
@@ -36,6 +36,33 @@ def test_rewriting_replaces(folder: Path) -> None:
     write_folder(folder, _fill("new"))
     assert damage(folder) is None
     assert (folder / "a.bin").read_text(encoding="utf-8").startswith("new")
+
+
+def test_others_may_read_what_they_usually_may(tmp_path: Path) -> None:
+    def private(path: Path) -> None:
+        path.write_text("weights", encoding="utf-8")
+        path.chmod(0o600)
+
+    usual = tmp_path / "usual"
+    usual.touch()
+    write_file(tmp_path / "file", private)
+    write_folder(tmp_path / "folder", lambda folder: private(folder / "a.bin"))
+    for path in (tmp_path / "file", tmp_path / "folder" / "a.bin", tmp_path / "folder" / MANIFEST):
+        assert path.stat().st_mode == usual.stat().st_mode
+
+
+def test_a_file_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old", encoding="utf-8")
+
+    def fail(path: Path) -> None:
+        path.write_text("half", encoding="utf-8")
+        raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(UserError, match=r"cannot write .*file: the disk is full"):
+        write_file(target, fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert target.read_text(encoding="utf-8") == "old"
 
 
 def _flip(path: Path) -> None:

@@ -36,11 +36,13 @@ def test_the_config_of_the_run_is_found_from_inside(run: Path, tmp_path: Path) -
 
 def test_what_is_not_there(run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source, words in ((tmp_path / "gone", "gone does not exist"), (tmp_path / "empty", "empty does not exist")):
+    for source, words in ((tmp_path / "gone", "gone does not exist"), (tmp_path / "empty", "empty is neither a run")):
         with pytest.raises(UserError, match=words):
             weights_file(source)
     with pytest.raises(UserError, match="no averaged weights"):
         weights_file(run, ema=True)
+    with pytest.raises(UserError, match="is one file; --best expects a run folder"):
+        weights_file(run / "checkpoints" / "step_00000002" / "model.safetensors", best=True)
     (run / "checkpoints" / "best.json").unlink()
     with pytest.raises(UserError, match="no best checkpoint"):
         weights_file(run, best=True)

@@ -1,4 +1,4 @@
-"""A folder that is either there, whole, or not there: written aside, checksummed, then renamed."""
+"""Folders and files that are either there, whole, or not there: written aside, then renamed; folders checksummed."""
 
 import errno
 import hashlib
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from dge_recipes.errors import UserError
 
-__all__ = ["MANIFEST", "damage", "write_folder", "write_text"]
+__all__ = ["MANIFEST", "damage", "write_file", "write_folder", "write_text"]
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -92,26 +93,53 @@ def damage(folder: Path) -> str | None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one step."""
+    """Replace a text file in one step.
+
+    Raises:
+        UserError: as for :func:`write_file`.
+    """
+    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_file(path: Path, fill: Callable[[Path], object]) -> None:
+    """Write a file, or replace it in one step.
+
+    Args:
+        path: of the file.
+        fill: writes the (other) file that it is given.
+
+    Raises:
+        UserError: the disk is full or the place cannot be written; what was there before is untouched.
+    """
     aside = path.with_name(f".writing-{path.name}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        mode = _usual_mode(aside)
+        fill(aside)
+        aside.chmod(mode)
         _sync(aside)
         aside.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         with suppress(OSError):
             aside.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {_reason(error)}") from error
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {}
-    for path in sorted(folder.iterdir()):
+    files, paths = {}, sorted(folder.iterdir())
+    mode = _usual_mode(folder / MANIFEST)
+    for path in paths:
+        path.chmod(mode)
         _sync(path)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
     text = json.dumps({"format": _FORMAT, "files": files}, indent=1)
     (folder / MANIFEST).write_text(text, encoding="utf-8")
     _sync(folder / MANIFEST)
+
+
+def _usual_mode(path: Path) -> int:
+    """Make an empty file, and tell the mode that it got: safetensors would let nobody but the owner read."""
+    path.touch()
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def _digest(path: Path) -> str:

@@ -31,7 +31,8 @@ def find_checkpoint(source: str | Path, *, best: bool = False) -> Path:
             raise UserError(f"run folder {path} holds no {'best' if best else 'intact'} checkpoint")
         path = found
     elif not (path / MANIFEST).is_file():
-        raise UserError(f"checkpoint {path} does not exist; expected a run folder or a checkpoint folder")
+        what = "is neither a run folder nor a checkpoint folder" if path.exists() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}; expected a folder with {CHECKPOINTS}/ or with {MANIFEST}")
     reason = damage(path)
     if reason is not None:
         raise UserError(f"checkpoint {path} is damaged: {reason}")
@@ -54,6 +55,8 @@ def weights_file(source: str | Path, *, best: bool = False, ema: bool = False) -
     """
     path = Path(source)
     if path.is_file():
+        if best:
+            raise UserError(f"checkpoint {path} is one file; --best expects a run folder, to choose from")
         return path, ema
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist; expected a run, a checkpoint folder or a weights file")
