@@ -114,7 +114,7 @@ class BudgetConfig(Section):
     noiseless_epochs: NonNegativeInt = Field(
         default=0,
         description="last epochs that route as evaluation does, without Gumbel noise, so that the ratio trained is "
-        "the ratio evaluated",
+        "the ratio evaluated; the controller looks at that one anyway",
     )
 
 
