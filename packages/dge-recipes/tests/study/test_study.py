@@ -96,7 +96,8 @@ def test_times_are_shown_where_they_are_known(tmp_path: Path) -> None:
     assert (tmp_path / "study.md").read_text(encoding="utf-8").startswith("# Letters\n\n- device: abacus\n\n| model |")
     assert (tmp_path / "study_speed.png").stat().st_size > 1000
     write_study(tmp_path / "untimed", "Letters", findings[:1], {})
-    assert not (tmp_path / "untimed" / "study_speed.png").exists()
+    assert (tmp_path / "study_training.png").stat().st_size > 1000
+    assert not list((tmp_path / "untimed").glob("study_*.png"))
 
 
 def _shapes(output: Path, *options: str) -> list[str]:

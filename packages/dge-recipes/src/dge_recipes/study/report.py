@@ -64,6 +64,11 @@ _COLUMNS = {
     "images_per_second": ("inference images/s", ".0f", 1.0),
 }
 
+_TIMED = (
+    ("study_speed.png", "images_per_second", "inference images/s"),
+    ("study_training.png", "seconds", "seconds of training"),
+)
+
 
 def summarize(findings: Sequence[Finding]) -> dict[str, dict[str, Any]]:
     """Per row: ``acc1``, ``mac_ratio``, ``macs`` and what else all its runs know, as :class:`Mean`; the ``seeds``."""
@@ -97,7 +102,7 @@ def _cell(value: Mean | None, spec: str, unit: float) -> str:
 
 
 def write_study(output: Path, title: str, findings: Sequence[Finding], machine: dict[str, Any]) -> dict[str, Any]:
-    """Write ``study.md``, ``study.json``, ``study.png`` and, where inference was timed, ``study_speed.png``.
+    """Write ``study.md``, ``study.json``, ``study.png`` and, where times are known, ``study_{speed,training}.png``.
 
     Args:
         output: the folder.
@@ -122,8 +127,9 @@ def write_study(output: Path, title: str, findings: Sequence[Finding], machine: 
     facts = "\n".join(f"- {name}: {value}" for name, value in machine.items())
     write_text(output / "study.md", f"# {title}\n\n{facts}\n\n{to_markdown(findings)}\n")
     _draw(output / "study.png", means, title, "mac_ratio", "MACs / dense")
-    if any("images_per_second" in found for found in means.values()):
-        _draw(output / "study_speed.png", means, title, "images_per_second", "inference images/s")
+    for picture, key, label in _TIMED:
+        if any(key in found for found in means.values()):
+            _draw(output / picture, means, title, key, label)
     return content
 
 
