@@ -24,8 +24,8 @@ Train a dense model and its conversions to several budgets, each with several se
 
 Rows: dense; dense_longer, trained on for the epochs that conversions are fine-tuned; dge_loss_R, the paper's penalty
 aiming for the MAC ratio R; dge_controller_R, the controller that meets it; dge_random, one model trained for all
-ratios and set to each afterwards. The folder gets study.md, study.json and study.png, with --timing pictures
-over time too. Start the same command again to continue: finished runs are not repeated. Precision is Accelerate's choice, on a
+ratios and set to each afterwards. The folder gets study.md, study.json and study.png, with --timing pictures over time
+too. Start the same command again to continue: finished runs are not repeated. Precision is Accelerate's choice, on a
 GPU ACCELERATE_MIXED_PRECISION=bf16.
 """
 _DATA = ("digits", "shapes")
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--timing",
         action=argparse.BooleanOptionalAction,
-        help="time training and inference, on a machine that is otherwise idle; default: for shapes, not for digits",
+        help="tell times of training and inference, for an idle machine; default: for shapes, not for digits",
     )
     parser.add_argument("--minutes", type=float, metavar="N", help="stop after so many, saving the run under way")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="keys to change in every run")
