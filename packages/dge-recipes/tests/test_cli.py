@@ -1,5 +1,6 @@
 """What every command does when its output, its terminal or its user gives up, and when a result has no place."""
 
+import ctypes
 import os
 import re
 import signal
@@ -71,3 +72,30 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root, who may everything
     with pytest.raises(UserError, match=r"--x: cannot write .*: no permission to write into"):
         check_target("--x", tmp_path / "y")
+
+
+_FAULTS = """
+import resource
+from dge_recipes.cli import run_command
+
+def fill():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [bytearray(8 << 20) for _ in range(16)]
+    for each in held:
+        each[:: 4096] = b"x" * (len(each) // 4096)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+run_command("test", lambda: print(fill(), fill(), fill()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+def test_freed_memory_is_kept_unless_the_user_has_a_say(
+    command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    pages = 16 * (8 << 20) // os.sysconf("SC_PAGESIZE")
+    first, *later = map(int, command("-c", _FAULTS).stdout.split())
+    assert first > pages / 2
+    assert max(later) < pages / 10
+    monkeypatch.setitem(environment, "MALLOC_MMAP_THRESHOLD_", "65536")
+    assert min(map(int, command("-c", _FAULTS).stdout.split())) > pages / 2
