@@ -85,9 +85,11 @@ def test_what_does_not_change_the_result_may_change(small_config: Callable[..., 
     assert _open(small_config("train.log_every=7", "data.workers=3", "checkpoint.keep_last=9"), resume="auto")
 
 
-@pytest.mark.parametrize("resume", ["nowhere", "."])
-def test_a_resume_path_without_a_checkpoint(small_config: Callable[..., Config], tmp_path: Path, resume: str) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+@pytest.mark.parametrize(("resume", "words"), [("nowhere", "does not exist"), (".", "is neither a run folder nor")])
+def test_a_resume_path_without_a_checkpoint(
+    small_config: Callable[..., Config], tmp_path: Path, resume: str, words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
         _open(small_config(), resume=str(tmp_path / resume))
 
 
