@@ -43,6 +43,20 @@ def small() -> Sequence[str]:
     return SMALL
 
 
+@pytest.fixture(scope="session")
+def stateful() -> tuple[str, ...]:
+    """EMA, accumulation, mixing, warm-up, clipping and Gumbel noise in one run of 10 steps in two epochs."""
+    return (
+        "train.ema_decay=0.9",
+        "train.batch_size=80",
+        "train.accumulation_steps=3",
+        "mixing.mixup=0.4",
+        "checkpoint.every_steps=3",
+        "checkpoint.keep_last=99",
+        "train.log_every=1",
+    )
+
+
 @pytest.fixture
 def small_config(tmp_path: Path) -> Callable[..., Config]:
     """Build a small config of a shipped recipe, its output below the test's folder."""

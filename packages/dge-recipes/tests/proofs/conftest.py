@@ -16,20 +16,6 @@ STATE = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
 
 
 @pytest.fixture(scope="session")
-def stateful() -> tuple[str, ...]:
-    """EMA, accumulation, mixing, warm-up, clipping and Gumbel noise in one run of 10 steps in two epochs."""
-    return (
-        "train.ema_decay=0.9",
-        "train.batch_size=80",
-        "train.accumulation_steps=3",
-        "mixing.mixup=0.4",
-        "checkpoint.every_steps=3",
-        "checkpoint.keep_last=99",
-        "train.log_every=1",
-    )
-
-
-@pytest.fixture(scope="session")
 def assert_equal_runs() -> Callable[[Path, Path], None]:
     """Fail unless two runs' last checkpoints and metrics are equal, bit for bit."""
 

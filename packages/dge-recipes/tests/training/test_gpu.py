@@ -6,7 +6,7 @@ user's own runs.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,18 +91,9 @@ def _state(config: Config) -> dict[str, Tensor]:
 
 @pytest.mark.usefixtures("bf16", "deterministic")
 def test_bf16_training_resumes_exactly(
-    config_on: Callable[..., Config], device: str, monkeypatch: pytest.MonkeyPatch
+    config_on: Callable[..., Config], device: str, stateful: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = (
-        "train.ema_decay=0.9",
-        "train.batch_size=80",
-        "train.accumulation_steps=3",
-        "mixing.mixup=0.4",
-        "checkpoint.every_steps=3",
-        "checkpoint.keep_last=99",
-        "train.log_every=1",
-    )
-    whole, stopped = (config_on(device, *options, output=name) for name in ("whole", "stopped"))
+    whole, stopped = (config_on(device, *stateful, output=name) for name in ("whole", "stopped"))
     summary = train(whole)
     assert summary["mixed_precision"] == "bf16"
     assert (summary["device"] == "cpu") == (device == "cpu")

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,6 @@ from dge_recipes.errors import UserError
 from dge_recipes.training import loop, train
 from dge_recipes.training.reporting import Reporter
 from dge_recipes.training.setup import Run
-
-# Everything that has state, in one run: EMA, accumulation, mixing, clipping, warm-up, Gumbel noise.
-STATEFUL = (
-    "train.ema_decay=0.9",
-    "train.batch_size=80",
-    "train.accumulation_steps=3",
-    "mixing.mixup=0.4",
-    "checkpoint.every_steps=3",
-    "checkpoint.keep_last=99",
-    "train.log_every=1",
-)
 
 
 def _metrics(config: Config) -> list[dict[str, Any]]:
@@ -164,9 +153,11 @@ def test_the_imagenet_recipe_made_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 7, 9])
-def test_exact_resume(small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+def test_exact_resume(
+    small_config: Callable[..., Config], stateful: Sequence[str], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
     # Steps 1 to 10 in two epochs of 5; checkpoints after 3, 5, 6, 9 and 10.
-    whole, stopped = small_config(*STATEFUL, output="whole"), small_config(*STATEFUL, output="stopped")
+    whole, stopped = small_config(*stateful, output="whole"), small_config(*stateful, output="stopped")
     train(whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         _stop_at(step, patch)
@@ -177,9 +168,12 @@ def test_exact_resume(small_config: Callable[..., Config], monkeypatch: pytest.M
 
 
 def test_resume_falls_back_to_the_last_intact_checkpoint(
-    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    small_config: Callable[..., Config],
+    stateful: Sequence[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    whole, stopped = small_config(*STATEFUL, output="whole"), small_config(*STATEFUL, output="stopped")
+    whole, stopped = small_config(*stateful, output="whole"), small_config(*stateful, output="stopped")
     train(whole)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         _stop_at(7, patch)
@@ -203,11 +197,13 @@ def test_a_complete_run_resumed_only_evaluates(small_config: Callable[..., Confi
     }
 
 
-def test_resume_from_a_path_goes_on_in_another_folder(small_config: Callable[..., Config]) -> None:
-    first = small_config(*STATEFUL, output="first")
+def test_resume_from_a_path_goes_on_in_another_folder(
+    small_config: Callable[..., Config], stateful: Sequence[str]
+) -> None:
+    first = small_config(*stateful, output="first")
     train(first)
     middle = Path(first.output.dir) / "checkpoints" / "step_00000006"
-    second = small_config(*STATEFUL, output="second")
+    second = small_config(*stateful, output="second")
     train(second, resume=str(middle))
     assert _equal_states(_last(first), _last(second))
 
