@@ -106,10 +106,6 @@ def convert(
         raise UserError(f"{target} exists: choose another name or add --overwrite")
     name, network = open_weights(source, model, kwargs or {}, ema=ema, best=best)
     weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error}") from error
     write_file(target, lambda aside: save_file(weights, aside, metadata={"format": "pt", "model": name}))
     return sum(parameter.numel() for parameter in network.parameters())
 

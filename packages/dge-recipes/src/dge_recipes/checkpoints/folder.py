@@ -102,7 +102,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, fill: Callable[[Path], object]) -> None:
-    """Write a file, or replace it in one step.
+    """Write a file, or replace it in one step; folders above it are made.
 
     Args:
         path: of the file.
@@ -113,6 +113,7 @@ def write_file(path: Path, fill: Callable[[Path], object]) -> None:
     """
     aside = path.with_name(f".writing-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         mode = _usual_mode(aside)
         fill(aside)
         aside.chmod(mode)

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 
 from dge_recipes.checkpoints.folder import write_text
 from dge_recipes.data import build_held_out
-from dge_recipes.errors import UserError
 from dge_recipes.evaluation.accuracy import evaluate
 from dge_recipes.evaluation.machine import machine_facts, measure_speed
 from dge_recipes.evaluation.published import published_row
@@ -80,16 +79,8 @@ def evaluate_checkpoint(
         if plot is not None:
             draw_tradeoff(plot, name, points, accelerator)
     if output is not None:
-        on_main_process(accelerator, lambda: _write(output, report))
+        on_main_process(accelerator, lambda: write_text(output, json.dumps(report, indent=2) + "\n"))
     return report
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-    write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def _tell(accelerator: Accelerator, text: str) -> None:

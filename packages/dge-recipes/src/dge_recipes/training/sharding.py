@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from dge_recipes.config import Config
 from dge_recipes.errors import UserError
-from dge_recipes.models import build_model
+from dge_recipes.models import build_model, is_routed
 
 __all__ = ["adopt_launcher", "check_sharding", "local_part", "shard", "whole_model"]
 
@@ -70,7 +70,7 @@ def shard(network: nn.Module, accelerator: Accelerator) -> None:
     for block in _blocks(network):
         fully_shard(block, mesh=mesh)
     fully_shard(network, mesh=mesh)
-    if hasattr(network, "forward_routed"):
+    if is_routed(network):
         register_fsdp_forward_method(network, "forward_routed")  # the other way into the network
 
 
