@@ -1,18 +1,12 @@
 """Training images as evaluation sees them, for setting a budget without looking at held-out ones."""
 
-from pathlib import Path
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dge_recipes.config import Config, DigitsData, RandomData, ShapesData
-from dge_recipes.data.digits import UprightDigits
-from dge_recipes.data.images import UNREADABLE, HeldOutImages
-from dge_recipes.data.random_images import RandomImages
-from dge_recipes.data.shapes import ShapeImages
-from dge_recipes.data.sources import open_source
+from dge_recipes.config import Config
+from dge_recipes.data.image_sets import plain_images
+from dge_recipes.data.images import UNREADABLE
 
 __all__ = ["calibration_batches"]
 
@@ -31,15 +25,7 @@ def calibration_batches(config: Config) -> list[Tensor]:
     Raises:
         UserError: the data are not there.
     """
-    data: Any
-    if isinstance(config.data, DigitsData):
-        data = UprightDigits(config.data, held_out=False)
-    elif isinstance(config.data, RandomData):
-        data = RandomImages(config.data)
-    elif isinstance(config.data, ShapesData):
-        data = ShapeImages(config.data, held_out=False)
-    else:
-        data = HeldOutImages(open_source(config.data, "train"), config.data, Path(config.output.dir))
+    data = plain_images(config, "train").images
     count = min(_IMAGES, len(data))
     samples = [data[index * len(data) // count] for index in range(count)]
     images: Tensor = default_collate([image for image, label in samples if label != UNREADABLE])
