@@ -24,13 +24,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
         "parameters_in_main_process": sum(local_part(parameter).numel() for parameter in run.model.parameters()),
         **evaluation.as_dict(),
-        "images_per_second": measure_speed(
-            whole_model(config, run.model, run.held_out.image_shape, run.held_out.num_classes),
-            run.held_out.loader.dataset,
-            config.eval.batch_size,
-            config.eval.timing_rounds,
-            accelerator,
-        ),
+        "images_per_second": _speed(run),
         "best_acc1": run.progress.best_score,
         "epochs": config.train.epochs,
         "steps": run.progress.step,
@@ -48,6 +42,15 @@ def write_summary(run: Run) -> dict[str, Any]:
     if accelerator.is_main_process:
         print(markdown_table([row]))
     return summary
+
+
+def _speed(run: Run) -> float | None:
+    """None without timing, which then gathers no sharded network either."""
+    rounds, held_out = run.config.eval.timing_rounds, run.held_out
+    if rounds == 0:
+        return None
+    model = whole_model(run.config, run.model, held_out.image_shape, held_out.num_classes)
+    return measure_speed(model, held_out.loader.dataset, run.config.eval.batch_size, rounds, run.accelerator)
 
 
 def _unreadable(folder: Path) -> int:
