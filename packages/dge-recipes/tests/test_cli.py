@@ -16,6 +16,7 @@ from dge_recipes.cli import check_target
 from dge_recipes.errors import UserError
 
 _TRAIN = (sys.executable, "-m", "dge_recipes.train")
+_LONG = ("train.epochs=99", "train.batch_size=24", "train.log_every=1", "data.workers=2")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -42,14 +43,37 @@ def test_a_terminal_that_cannot_show_a_name(environment: dict[str, str]) -> None
     assert rb"dir: \xfc" in ended.stdout
 
 
-def test_ctrl_c_ends_training_quietly(start: Callable[..., Any], small: Sequence[str], tmp_path: Path) -> None:
-    long = ("train.epochs=99", "train.batch_size=24", "train.log_every=1", "data.workers=2")
-    process = start("-m", "dge_recipes.train", "--config", "digits", "--output", str(tmp_path / "run"), *small, *long)
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, ["", "stopping after this step, to save it; Ctrl-C again ends at once"]),
+        (signal.SIGHUP, 0, []),
+    ],
+)
+def test_a_terminal_ends_training(
+    start: Callable[..., Any], small: Sequence[str], tmp_path: Path, number: int, status: int, said: list[str]
+) -> None:
+    run = tmp_path / "run"
+    process = start(*_TRAIN[1:], "--config", "digits", "--output", str(run), *small, *_LONG)
     assert "step 1/" in process.stderr.readline()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    os.killpg(process.pid, number)  # as a terminal does: to all of them
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert [line for line in err.splitlines() if not re.match("epoch ", line)] == ["dge-train: interrupted"]
+    assert process.returncode == status
+    *said_first, last = [line for line in err.splitlines() if not re.match("epoch ", line)]
+    assert said_first == said
+    step = re.fullmatch(
+        rf"dge-train: stopped by {signal.Signals(number).name} at step (\d+) of .*; continue with --resume auto", last
+    )
+    assert step is not None
+    assert (run / "checkpoints" / f"step_{int(step[1]):08d}").is_dir()
+
+
+def test_nobody_reads_stderr_any_more(start: Callable[..., Any], small: Sequence[str], tmp_path: Path) -> None:
+    process = start(*_TRAIN[1:], "--config", "digits", "--output", str(tmp_path / "run"), *small, "train.log_every=1")
+    assert "step 1/" in process.stderr.readline()
+    process.stderr.close()  # a tee that was ended
+    assert process.wait(timeout=60) == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
 
 
 def test_a_result_without_a_place_is_told_before_the_work(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from dge_recipes.errors import RunStopped, UserError
 
@@ -30,8 +30,14 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     Returns:
         Exit status: 0, also after :class:`RunStopped`; 1 after a :class:`UserError`. Both are told in one line
         on stderr. 130 after Ctrl-C; 141, without a word, where nobody reads stdout any more, as in ``| head``.
-        Any other exception is a fault of the program and keeps its traceback.
+        Any other exception is a fault of the program and keeps its traceback. That nobody reads stderr any more ends
+        nothing.
     """
+    with redirect_stderr(cast(TextIO, _Stderr(sys.stderr))):
+        return _run(name, command)
+
+
+def _run(name: str, command: Callable[[], None]) -> int:
     # Read when PyTorch loads OpenMP, which is after this. Threads that spin while they wait take the cores from
     # whatever else runs.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -48,7 +54,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
     except RunStopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"{name}: {stopped}", file=sys.stderr, flush=True)
-        status = 0
+        status = _SIGINT if stopped.interrupted else 0
     except UserError as error:
         print(f"{name}: error: {' '.join(str(error).split())}{_where()}", file=sys.stderr, flush=True)
         status = 1
@@ -56,8 +62,7 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         print(f"{name}: interrupted", file=sys.stderr, flush=True)
         status = _SIGINT
     except _StdoutError as error:
-        # Shut, or Python would try to write the rest at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         status = _SIGPIPE
         if error.errno != errno.EPIPE:
             print(f"{name}: error: cannot write to stdout: {error.reason}", file=sys.stderr, flush=True)
@@ -135,6 +140,38 @@ class _Stdout:
             self._stream.flush()
         except OSError as error:
             raise _StdoutError(error) from error
+
+
+class _Stderr:
+    """Standard error, whose errors are no reason to fail: a run goes on without its terminal, or the tee behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """As of any stream."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            _discard(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        try:
+            self._stream.flush()
+        except OSError:
+            _discard(self._stream)
+
+
+def _discard(stream: TextIO) -> None:
+    """Send to nowhere what is written from here on, and what Python would write at exit, and complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _where() -> str:

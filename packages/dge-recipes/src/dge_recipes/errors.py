@@ -20,4 +20,14 @@ class UserError(ValueError):
 
 
 class RunStopped(Exception):
-    """A run was asked to stop, and has saved where it stands. Not an error: the command's exit status is 0."""
+    """A run was asked to stop, and has saved where it stands.
+
+    Args:
+        message: one line, for the user.
+        interrupted: by Ctrl-C, which also ends whatever script the command is part of: its exit status is 130. Else
+            it is 0, for a scheduler's request is not an error.
+    """
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.interrupted = interrupted

@@ -1,4 +1,4 @@
-"""Data loading processes ignore a job's SIGTERM, and end with the process that they work for."""
+"""Data loading processes ignore requests to stop, and end with the process that they work for."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,8 @@ batches = iter(loader)
 next(batches)
 workers = [worker.pid for worker in batches._workers]
 for worker in workers:
-    os.kill(worker, signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(worker, number)
 time.sleep(0.5)
 assert len(list(batches)) == 99
 keep = iter(loader)  # still in use at exit, and so never shut down
@@ -21,7 +22,7 @@ print("alive", all(os.path.exists(f"/proc/{worker}") for worker in workers), flu
 """
 
 
-def test_workers_outlive_sigterm_but_not_their_parent(command: Callable[..., Any]) -> None:
+def test_workers_outlive_signals_but_not_their_parent(command: Callable[..., Any]) -> None:
     result = command("-c", _SCRIPT, timeout=120)  # a parent that waited for its workers would never return
     assert result.returncode == 0, result.stderr
     assert result.stdout == "alive True\n"

@@ -1,5 +1,6 @@
 """A run that is stopped and resumed is, bit for bit, the run that was never stopped."""
 
+import itertools
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from dge_recipes.config import Config, load_config
 from dge_recipes.errors import RunStopped
+from dge_recipes.evaluation import accuracy
 from dge_recipes.training import train
 from dge_recipes.training.reporting import Reporter
 
@@ -49,6 +51,30 @@ def test_sigterm_at_any_step(
         train(config)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (Path(config.output.dir) / "checkpoints" / f"step_{step:08d}").is_dir()
+    train(config, resume="auto")
+    assert_equal_runs(whole, Path(config.output.dir))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8], ids="batch {}".format)  # 4 for the network, then 4 for its average
+def test_sigterm_during_an_evaluation(
+    small_config: Callable[..., Config],
+    stateful: Sequence[str],
+    whole: Path,
+    assert_equal_runs: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+) -> None:
+    config = small_config(*stateful, output="stopped")
+    with monkeypatch.context() as patch, pytest.raises(RunStopped, match="stopped by SIGTERM at step 5 of 10"):
+        classify, calls = accuracy._classify, itertools.count(1)
+
+        def signalled(*arguments: Any) -> Any:
+            if next(calls) == batch:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return classify(*arguments)
+
+        patch.setattr(accuracy, "_classify", signalled)
+        train(config)
     train(config, resume="auto")
     assert_equal_runs(whole, Path(config.output.dir))
 

@@ -16,7 +16,7 @@ from dge_recipes.study.plan import STUDIES, VARIANTS, choose_variants, run_confi
 from dge_recipes.study.report import Finding, Mean, summarize, to_markdown, write_study
 from dge_recipes.study.time_limit import TimeLimit
 from dge_recipes.training.reporting import Reporter
-from dge_recipes.training.stopping import StopSignal
+from dge_recipes.training.stopping import Halt, StopSignal
 
 SMALL_SHAPES = (
     "data.image_size=32",
@@ -164,12 +164,12 @@ def test_the_time_limit_is_a_signal_at_its_time() -> None:
     with StopSignal() as stop, TimeLimit(1e-4) as limit:
         assert limit._timer is not None
         limit._timer.join(10)
-    assert (stop.received, limit.over) == (True, True)
+    assert (stop.request, limit.over) == (Halt.SIGTERM, True)
     with StopSignal() as stop, TimeLimit(60) as limit:
         pass  # and none later
     assert limit._timer is not None
     assert not limit._timer.is_alive()
-    assert (stop.received, limit.over) == (False, False)
+    assert (stop.request, limit.over) == (Halt.NONE, False)
 
 
 def test_a_small_study_and_its_continuation(

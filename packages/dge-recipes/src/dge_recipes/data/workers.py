@@ -12,9 +12,10 @@ __all__ = ["WorkerSignals", "worker_signals"]
 
 
 class WorkerSignals:
-    """Called in every worker at its start: has it ignore SIGTERM until its parent exits.
+    """Called in every worker at its start: has it ignore requests to stop until its parent exits.
 
-    A cluster's SIGTERM reaches every process of a job; a run that lost its workers to it could not save in peace.
+    A cluster's SIGTERM reaches every process of a job, as a terminal's Ctrl-C and its closing do; a run that lost its
+    workers to one of them could not save in peace.
     But at its exit a process ends its workers by SIGTERM too, and waits for them.
 
     Args:
@@ -25,8 +26,10 @@ class WorkerSignals:
         self._ending = ending
 
     def __call__(self, worker: int) -> None:
-        """Install the handler."""
+        """Install the handlers."""
         signal.signal(signal.SIGTERM, self._handle)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._ending.value:

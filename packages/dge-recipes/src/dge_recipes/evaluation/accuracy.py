@@ -1,6 +1,6 @@
 """Accuracy and mean MACs over held-out images, each image counted once on any number of processes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,7 +43,13 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(model: nn.Module, loader: Iterable[Any], accelerator: Accelerator, num_images: int) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    accelerator: Accelerator,
+    num_images: int,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Evaluate a model, each process its share of the images.
 
     Args:
@@ -51,6 +57,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], accelerator: Accelerator, 
         loader: prepared by the accelerator; yields (images [B, C, H, W], labels int64 [B]).
         accelerator: of this run.
         num_images: images in the data set.
+        after_batch: called in every process; what it raises ends the evaluation.
 
     Returns:
         The same numbers in every process, whatever their number.
@@ -74,6 +81,7 @@ def evaluate(model: nn.Module, loader: Iterable[Any], accelerator: Accelerator, 
             scores = accelerator.gather_for_metrics(scores).double().cpu()
             met += len(scores)
             totals += scores[scores[:, 0] == 1].sum(0)
+            after_batch()
     model.train(was_training)
     count, top1, top5, loss, macs_total = totals.tolist()
     if met != num_images:

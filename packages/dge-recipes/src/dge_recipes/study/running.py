@@ -57,7 +57,7 @@ def run_study(
         The content of ``study.json``.
 
     Raises:
-        RunStopped: SIGTERM came, or the time was over before the first run was finished.
+        RunStopped: a signal came, or the time was over before the first run was finished.
         UserError: an unknown override, or a folder that holds another study.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -101,8 +101,8 @@ def _progress(config: Config) -> str:
 def _findings(config: Config, variant: Variant, seed: int, stop: StopSignal) -> list[Finding]:
     summary = _done(config)
     if summary is None:
-        if stop.received:
-            raise RunStopped("stopped by SIGTERM between two runs; the same command continues")
+        if stop.request:
+            raise RunStopped(f"stopped by {stop.request.name} between two runs; the same command continues")
         summary = train(config, resume="auto")
     times = {}
     if config.eval.timing_rounds:  # else whatever else the machine did would stand in the table

@@ -27,20 +27,21 @@ def halt_if_due(run: Run, *, before_saving: bool) -> None:
             and for the other processes.
 
     Raises:
-        RunStopped: SIGTERM came, to any of the processes; a checkpoint is written.
+        RunStopped: a signal came, to any of the processes; a checkpoint is written.
         UserError: a loss is not finite; its batch is saved.
     """
     bad = run.watch.look(wait=before_saving)
-    own = Halt.BAD_NUMBER if bad is not None else Halt.SIGNAL if run.stop.received else Halt.NONE
+    own = run.stop.request if bad is None else Halt.BAD_NUMBER
     halt = run.agreement.settle(own) if before_saving else run.agreement.share(own)
     if halt is Halt.BAD_NUMBER:
         # A broken step breaks the weights of all processes: theirs may have found it a step later.
         raise UserError(f"{_first_of_all(run, bad)}; {_HELP}")
-    if halt is Halt.SIGNAL:
+    if halt is not Halt.NONE:
         folder = save(run)
         raise RunStopped(
-            f"stopped by SIGTERM at step {run.progress.step} of {run.total_steps}; saved {folder}; "
-            "continue with --resume auto"
+            f"stopped by {halt.name} at step {run.progress.step} of {run.total_steps}; saved {folder}; "
+            "continue with --resume auto",
+            interrupted=halt is Halt.SIGINT,
         )
 
 

@@ -41,7 +41,7 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
         The summary, as in ``summary.json``.
 
     Raises:
-        RunStopped: SIGTERM came; where the run stands is saved.
+        RunStopped: SIGTERM, SIGHUP or Ctrl-C came; where the run stands is saved.
         UserError: anything that the user can correct.
     """
     accelerator = start_processes(config)
@@ -72,7 +72,7 @@ def train_epoch(run: Run) -> None:
     """Train to the end of the epoch under way, from wherever in it the run stands.
 
     Raises:
-        RunStopped: SIGTERM came; where the run stands is saved.
+        RunStopped: SIGTERM, SIGHUP or Ctrl-C came; where the run stands is saved.
         UserError: a loss is not finite, or a checkpoint cannot be written.
     """
     progress, accelerator, epoch = run.progress, run.accelerator, run.progress.epoch
@@ -137,6 +137,7 @@ def _finish_step(run: Run, clock: Clock) -> None:
     progress, config = run.progress, run.config
     lr = run.raw_optimizer.param_groups[0]["lr"]
     progress.step += 1
+    run.stop.worth_saving = True
     run.schedule.step_update(progress.step)
     if run.ema is not None:
         run.ema.update(run.model, step=progress.step)
@@ -178,9 +179,18 @@ def _at_every_steps(run: Run) -> bool:
 
 
 def _evaluate(run: Run) -> None:
-    """Evaluate the network, and its moving average if there is one."""
+    """Evaluate the network, and its moving average if there is one. A request to stop is not kept waiting."""
     networks = {"eval": run.model} if run.ema is None else {"eval": run.model, "ema": run.ema.module}
-    for name, network in networks.items():
-        evaluation = evaluate(network, run.held_out_loader, run.accelerator, run.held_out.num_images)
-        run.evaluations[name] = evaluation
+    done = {
+        name: evaluate(
+            network,
+            run.held_out_loader,
+            run.accelerator,
+            run.held_out.num_images,
+            after_batch=lambda: halt_if_due(run, before_saving=False),
+        )
+        for name, network in networks.items()
+    }
+    for name, evaluation in done.items():  # all or none: a run that is stopped between two evaluates both again
         run.reporter.evaluation(evaluation.as_dict(), name)
+    run.evaluations.update(done)

@@ -46,7 +46,7 @@ class Run:
         ema: its moving average, or None.
         budget: what holds its MACs down, told of every step's ratio.
         teacher: what it learns from beside the labels, or None.
-        stop: whether SIGTERM came to this process; ``agreement`` tells the others.
+        stop: whether this process was asked to stop; ``agreement`` tells the others.
         evaluations: the latest, of the network (``eval``) and of its average (``ema``).
         held_out: the held-out set; ``train_loader`` and ``held_out_loader`` are the loaders as prepared.
     """

@@ -1,7 +1,10 @@
 """Ending a run in good order, at the same step in every process, without waiting for a device."""
 
+import os
 import signal
 import threading
+import time
+from contextlib import suppress
 from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any
@@ -14,37 +17,62 @@ from torch import Tensor
 __all__ = ["Agreement", "Halt", "StopSignal"]
 
 
+_ONE_PRESS = 2.0  # seconds; launchers hand on a Ctrl-C that the terminal has sent to their processes too
+
+
 class Halt(IntEnum):
     """Why a run ends before its last step; of several reasons the largest counts."""
 
     NONE = 0
-    SIGNAL = 1
-    BAD_NUMBER = 2
+    SIGHUP = 1
+    SIGINT = 2
+    SIGTERM = 3
+    BAD_NUMBER = 4
 
 
 class StopSignal:
-    """Inside ``with``, SIGTERM is remembered instead of ending the process.
+    """Inside ``with``, a signal that asks the process to end is remembered instead.
 
-    Outside of the main thread, where Python allows no handlers, it changes nothing.
+    These are SIGTERM; SIGHUP, a terminal that was closed; and Ctrl-C, once there is something to save. A second
+    Ctrl-C ends the process at once. What is ignored, as under nohup, stays so. Outside of the main thread, where
+    Python allows no handlers, nothing changes.
+
+    Attributes:
+        request: The signal that came, or ``Halt.NONE``.
+        worth_saving: There is something to save; until then Ctrl-C ends the process at once.
     """
 
     def __init__(self) -> None:
-        self.received = False
-        self._before: Any = None
+        self.request = Halt.NONE
+        self.worth_saving = False
+        self._since = 0.0
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                if number is signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+        now, halt = time.monotonic(), Halt[signal.Signals(number).name]
+        if halt is Halt.SIGINT:
+            again = self.request is not Halt.NONE and now - self._since > _ONE_PRESS
+            if again or not self.worth_saving:
+                raise KeyboardInterrupt
+            if self.request is Halt.NONE and os.environ.get("RANK", "0") == "0":
+                with suppress(OSError):  # print is not for signal handlers
+                    os.write(2, b"\nstopping after this step, to save it; Ctrl-C again ends at once\n")
+        if self.request is Halt.NONE:
+            self._since = now
+        self.request = max(self.request, halt)
 
 
 class Agreement:
