@@ -11,6 +11,7 @@ from dge_recipes.config import BudgetConfig, Config
 from dge_recipes.errors import RunStopped, UserError
 from dge_recipes.training import loop, train
 from dge_recipes.training.budgets import build_budget
+from dge_recipes.training.stopping import Halt
 
 
 def test_kinds() -> None:
@@ -46,7 +47,7 @@ def test_what_a_term_learned_resumes_exactly(
     before = loop.halt_if_due
 
     def stop(run: object, *, before_saving: bool) -> None:
-        run.stop.received = next(calls) == 2  # type: ignore[attr-defined]
+        run.stop.request = Halt.SIGTERM if next(calls) == 2 else Halt.NONE  # type: ignore[attr-defined]
         before(run, before_saving=before_saving)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(RunStopped):

@@ -212,10 +212,10 @@ def test_the_best_checkpoint_is_kept(small_config: Callable[..., Config], monkey
     scores = iter([30.0, 50.0, 40.0, 45.0])
     original = loop.evaluate
 
-    def scored(*arguments: Any) -> Any:
+    def scored(*arguments: Any, **options: Any) -> Any:
         from dataclasses import replace
 
-        return replace(original(*arguments), acc1=next(scores))
+        return replace(original(*arguments, **options), acc1=next(scores))
 
     monkeypatch.setattr(loop, "evaluate", scored)
     config = small_config("train.epochs=4", "checkpoint.keep_last=1", "checkpoint.every_epochs=9")
