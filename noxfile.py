@@ -194,15 +194,23 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def abi(session: nox.Session) -> None:
-    """The one dge-kernels wheel, unchanged, beside the oldest torch, the newest and the pinned one."""
+    """The one dge-kernels wheel beside the oldest torch, the newest and the pinned one; its sources built with each."""
     wheel = kernels_wheel(session)
+    (sources,) = Path(wheel).parent.glob("*.tar.gz")
+    backend = [pinned(name) for name in ("scikit-build-core", "pybind11", "cmake", "ninja")]
     # The pinned one last: it is linked from the cache and leaves no gigabytes in the environment. In CI, where nobody
     # comes back for them, the others are not kept in the cache either.
     for torch in ("torch==2.10.0", "torch", pinned("torch")):
         once = ["--no-cache"] if os.environ.get("CI") and torch != pinned("torch") else []
-        session.install("--upgrade", *once, torch, "setuptools", *TEST_TOOLS, wheel)
+        session.install("--upgrade", *once, torch, "setuptools", *TEST_TOOLS, *backend, wheel)
         session.run("python", "-m", "dge_kernels.info")
         pytest(session, "dge-kernels")
+        if torch == pinned("torch"):
+            continue  # what the wheel was built with
+        # Uncached: the cache does not tell builds apart by the torch whose headers they used.
+        session.install("--no-cache", "--no-build-isolation", "--no-deps", "--reinstall", str(sources))
+        version = session.run("python", "-c", "import torch; print(torch.__version__.split('+')[0])", silent=True)
+        session.run("python", str(ROOT / "ci" / "smoke.py"), f"built_with_torch={str(version).strip()}")
 
 
 def cuda_label(session: nox.Session) -> str:
