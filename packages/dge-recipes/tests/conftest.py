@@ -108,6 +108,17 @@ def command(environment: dict[str, str]) -> Command:
 
 
 @pytest.fixture
+def heeded_signals() -> Iterator[None]:
+    """Heed Ctrl-C and a hang-up even where the tests' own process ignores them, as under nohup or in a script's &."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
 def start(environment: dict[str, str]) -> Iterator[Start]:
     """Start ``python ARGUMENTS`` in a process group of its own; whatever is left of it ends with the test."""
     started: list[subprocess.Popen[str]] = []

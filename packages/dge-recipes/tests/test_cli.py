@@ -43,6 +43,7 @@ def test_a_terminal_that_cannot_show_a_name(environment: dict[str, str]) -> None
     assert rb"dir: \xfc" in ended.stdout
 
 
+@pytest.mark.usefixtures("heeded_signals")
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [

@@ -9,6 +9,8 @@ from accelerate import Accelerator
 
 from dge_recipes.training.stopping import Agreement, Halt, StopSignal
 
+pytestmark = pytest.mark.usefixtures("heeded_signals")
+
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
