@@ -6,6 +6,7 @@ What a crash leaves behind, damaged and half-written checkpoints, is proved in `
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,23 +17,29 @@ from dge_recipes.errors import UserError
 from dge_recipes.training import train
 
 
-@pytest.fixture
+@contextmanager
 def limited_files() -> Iterator[None]:
-    """No file of this process may exceed 100 kB, less than the weights take: writing it fails in the middle."""
+    """No file of this process may exceed 100 kB, less than the weights take: writing it fails in the middle.
+
+    Inside ``with``, and no fixture: the file that the tests' own output goes to may be longer.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_write_that_fails(small_config: Callable[..., Config], limited_files: None) -> None:
-    with pytest.raises(UserError, match=r"cannot write .*step_00000005: File too large; what was saved before is int"):
+def test_a_write_that_fails(small_config: Callable[..., Config]) -> None:
+    words = r"cannot write .*step_00000005: File too large; what was saved before is intact"
+    with pytest.raises(UserError, match=words), limited_files():
         train(small_config("model.kwargs.embed_dim=64"))
     assert list((Path(small_config().output.dir) / "checkpoints").iterdir()) == []
 
 
 def test_old_checkpoints_survive_a_write_that_fails(
-    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    small_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = small_config("model.kwargs.embed_dim=64", "checkpoint.every_steps=2", "checkpoint.keep_last=9")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -40,8 +47,7 @@ def test_old_checkpoints_survive_a_write_that_fails(
         train(base)
     store = CheckpointStore(Path(base.output.dir) / "checkpoints")
     assert [folder.name for folder in store.folders()] == ["step_00000002", "step_00000004"]
-    request.getfixturevalue("limited_files")
-    with pytest.raises(UserError, match="what was saved before is intact"):
+    with pytest.raises(UserError, match="what was saved before is intact"), limited_files():
         train(base, resume="auto")
     assert [folder.name for folder in store.folders()] == ["step_00000002", "step_00000004"]
     assert store.newest_intact() == store.folders()[-1]
