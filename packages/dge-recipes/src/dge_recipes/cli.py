@@ -118,32 +118,8 @@ class _StdoutError(Exception):
         self.errno, self.reason = error.errno, error.strerror
 
 
-class _Stdout:
-    """Standard output whose errors can be told from those of other files."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """As of any stream."""
-        try:
-            return int(self._stream.write(text))
-        except OSError as error:
-            raise _StdoutError(error) from error
-
-    def flush(self) -> None:
-        """As of any stream."""
-        try:
-            self._stream.flush()
-        except OSError as error:
-            raise _StdoutError(error) from error
-
-
-class _Stderr:
-    """Standard error, whose errors are no reason to fail: a run goes on without its terminal, or the tee behind it."""
+class _Stream:
+    """A stream whose errors are not those of any file."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -155,16 +131,33 @@ class _Stderr:
         """As of any stream."""
         try:
             return self._stream.write(text)
-        except OSError:
-            _discard(self._stream)
+        except OSError as error:
+            self._failed(error)
             return len(text)
 
     def flush(self) -> None:
         """As of any stream."""
         try:
             self._stream.flush()
-        except OSError:
-            _discard(self._stream)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        raise NotImplementedError
+
+
+class _Stdout(_Stream):
+    """Standard output: what cannot be written ends the command."""
+
+    def _failed(self, error: OSError) -> None:
+        raise _StdoutError(error) from error
+
+
+class _Stderr(_Stream):
+    """Standard error: a run goes on without its terminal, or the tee behind it."""
+
+    def _failed(self, error: OSError) -> None:
+        _discard(self._stream)
 
 
 def _discard(stream: TextIO) -> None:
