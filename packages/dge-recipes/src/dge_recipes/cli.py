@@ -33,7 +33,8 @@ def run_command(name: str, command: Callable[[], None]) -> int:
         Any other exception is a fault of the program and keeps its traceback. That nobody reads stderr any more ends
         nothing.
     """
-    with redirect_stderr(cast(TextIO, _Stderr(sys.stderr))):
+    stderr = sys.stderr  # a run goes on without its terminal, or the tee behind it
+    with redirect_stderr(cast(TextIO, _Stream(stderr, lambda error: _discard(stderr)))):
         return _run(name, command)
 
 
@@ -46,7 +47,7 @@ def _run(name: str, command: Callable[[], None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        output: Any = _Stdout(sys.stdout)
+        output = cast(TextIO, _Stream(sys.stdout, _end_command))
         with redirect_stdout(output):
             command()
             output.flush()
@@ -119,10 +120,15 @@ class _StdoutError(Exception):
 
 
 class _Stream:
-    """A stream whose errors are not those of any file."""
+    """A stream whose errors are not those of any file.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Args:
+        stream: what it stands for.
+        failed: told what went wrong; what it does not raise is forgotten.
+    """
+
+    def __init__(self, stream: TextIO, failed: Callable[[OSError], None]) -> None:
+        self._stream, self._failed = stream, failed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -142,22 +148,9 @@ class _Stream:
         except OSError as error:
             self._failed(error)
 
-    def _failed(self, error: OSError) -> None:
-        raise NotImplementedError
 
-
-class _Stdout(_Stream):
-    """Standard output: what cannot be written ends the command."""
-
-    def _failed(self, error: OSError) -> None:
-        raise _StdoutError(error) from error
-
-
-class _Stderr(_Stream):
-    """Standard error: a run goes on without its terminal, or the tee behind it."""
-
-    def _failed(self, error: OSError) -> None:
-        _discard(self._stream)
+def _end_command(error: OSError) -> None:
+    raise _StdoutError(error) from error
 
 
 def _discard(stream: TextIO) -> None:

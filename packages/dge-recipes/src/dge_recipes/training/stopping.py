@@ -62,15 +62,15 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        now, halt = time.monotonic(), Halt[signal.Signals(number).name]
+        now, halt, first = time.monotonic(), Halt[signal.Signals(number).name], self.request is Halt.NONE
         if halt is Halt.SIGINT:
-            again = self.request is not Halt.NONE and now - self._since > _ONE_PRESS
+            again = not first and now - self._since > _ONE_PRESS
             if again or not self.worth_saving:
                 raise KeyboardInterrupt
-            if self.request is Halt.NONE and os.environ.get("RANK", "0") == "0":
+            if first and os.environ.get("RANK", "0") == "0":
                 with suppress(OSError):  # print is not for signal handlers
                     os.write(2, b"\nstopping after this step, to save it; Ctrl-C again ends at once\n")
-        if self.request is Halt.NONE:
+        if first:
             self._since = now
         self.request = max(self.request, halt)
 
