@@ -17,6 +17,10 @@ if(DGE_CUDA_CHOICE MATCHES "^(OFF|0|FALSE|NO)$")
 endif()
 
 include(CheckLanguage)
+# A build folder remembers that there was no nvcc; there may be one by now.
+if(CMAKE_CUDA_COMPILER MATCHES "NOTFOUND$")
+  unset(CMAKE_CUDA_COMPILER CACHE)
+endif()
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
   if(NOT DGE_CUDA_CHOICE STREQUAL "AUTO")

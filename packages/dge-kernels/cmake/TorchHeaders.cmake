@@ -28,5 +28,8 @@ math(EXPR target_code "(${target_major} << 56) | (${target_minor} << 48)" OUTPUT
 add_library(dge_torch INTERFACE)
 add_library(dge::torch ALIAS dge_torch)
 target_include_directories(dge_torch SYSTEM INTERFACE "${DGE_TORCH_ROOT}/include")
-target_compile_definitions(dge_torch INTERFACE "TORCH_TARGET_VERSION=${target_code}ULL")
+# The version is in every command line, so that a build folder that outlives a torch is built anew with the next: a
+# package's files may be older than what was built with those before them.
+target_compile_definitions(dge_torch INTERFACE "TORCH_TARGET_VERSION=${target_code}ULL"
+                                               "DGE_TORCH_HEADERS=\"${DGE_TORCH_HEADERS}\"")
 target_link_libraries(dge_torch INTERFACE "${DGE_TORCH_ROOT}/lib/libtorch_cpu.so")

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,27 @@ def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_text("not a library")
     assert "broken.so does not load beside torch" in (_library._load(broken) or "")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ("csrc/cpu/attention.h", True),
+        ("csrc/schemas.cpp", True),
+        ("cmake/Cuda.cmake", True),
+        ("CMakeLists.txt", True),
+        ("src/dge_kernels/functional.py", False),
+        ("tests/cpp/check.h", False),
+        (None, False),
+    ],
+)
+def test_what_changed_after_the_build(changed: str | None, told: bool, tmp_path: Path) -> None:
+    built = tmp_path / "libdge_kernels_cpu.so"
+    sources = ("csrc/cpu/attention.h", "csrc/schemas.cpp", "cmake/Cuda.cmake", "CMakeLists.txt")
+    for name in {*sources, changed or sources[0], built.name}:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (1000, 1000 + (name == changed)))
+    found = _library.newer_source(tmp_path, built)
+    assert found == (tmp_path / str(changed) if told else None)

@@ -1,22 +1,26 @@
 """Loading of the compiled libraries, and what to say when one cannot be loaded.
 
 Importing this package never fails for a library's sake: `dge_kernels.info` and the first call that needs the
-library report the reason kept here.
+library report the reason kept here. An editable install whose C++ sources changed after its build warns at import.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import torch
 
-__all__ = ["BUILD", "CPU", "CUDA", "Library", "require"]
+import dge_kernels
 
-_FOLDER = Path(__file__).resolve().parent
+__all__ = ["BUILD", "CPU", "CUDA", "Library", "newer_source", "require"]
+
+# One folder; in an editable install two, as the compiled files then lie apart from the Python sources.
+_FOLDERS = [Path(folder) for folder in dge_kernels.__path__]
 _OLDEST_TORCH = (2, 10)
 
 
@@ -44,6 +48,31 @@ def _import_build_facts() -> ModuleType | None:
 BUILD = _import_build_facts()
 
 
+def _find(name: str) -> Path:
+    """The compiled file of this name, or where it would be if nothing were missing."""
+    paths = [folder / name for folder in _FOLDERS]
+    return next((path for path in paths if path.exists()), paths[-1])
+
+
+def newer_source(package: Path, built: Path) -> Path | None:
+    """A file of the package's C++ side that changed after the library `built` was made of it; None if none did."""
+    time = built.stat().st_mtime
+    files = [package / "CMakeLists.txt", *(package / "cmake").glob("*"), *(package / "csrc").rglob("*")]
+    return next((file for file in files if file.is_file() and file.stat().st_mtime > time), None)
+
+
+def _warn_if_stale(library: Library) -> None:
+    """In an editable install, name the first source that is newer than what was built from it."""
+    sources = Path(__file__).resolve().parents[2]
+    if len(_FOLDERS) > 1 and library.path.exists() and (sources / "csrc").is_dir():
+        newer = newer_source(sources, library.path)
+        if newer is not None:
+            warnings.warn(
+                f"dge_kernels: {newer} changed after the kernels were compiled: run ci/dev, which builds what changed",
+                stacklevel=2,
+            )
+
+
 def _load(path: Path) -> str | None:
     try:
         torch.ops.load_library(path)
@@ -53,7 +82,7 @@ def _load(path: Path) -> str | None:
 
 
 def _load_cpu() -> Library:
-    path = _FOLDER / "libdge_kernels_cpu.so"
+    path = _find("libdge_kernels_cpu.so")
     found = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if found < _OLDEST_TORCH:
         reason: str | None = f"torch {torch.__version__} is older than 2.10: install torch >= 2.10"
@@ -82,15 +111,17 @@ def _cuda_mismatch() -> str | None:
 
 
 def _load_cuda(cpu: Library) -> Library:
-    path = _FOLDER / "libdge_kernels_cuda.so"
+    path = _find("libdge_kernels_cuda.so")
     reason = cpu.reason or _cuda_mismatch()
     if reason is None:
-        reason = _load(path) if path.exists() else f"{path.name} is missing from {_FOLDER}: install dge-kernels again"
+        missing = f"{path.name} is missing from {path.parent}: install dge-kernels again"
+        reason = _load(path) if path.exists() else missing
     return Library("cuda", path, reason)
 
 
 CPU = _load_cpu()
 CUDA = _load_cuda(CPU)
+_warn_if_stale(CPU)
 
 
 def require(device: torch.device) -> None:
