@@ -13,7 +13,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "problems.h"
+#include "kernel_args.h"
 
 namespace dge {
 

@@ -35,6 +35,7 @@ struct Span {
 
 DGE_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 DGE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+DGE_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 DGE_INLINE int64_t num_tokens(const Grid& grid) { return grid.prefix + grid.height * grid.width; }
 

@@ -25,11 +25,12 @@ STABLE_TORCH_LIBRARY(dge_kernels, m) {
       "unpool_queries_backward(Tensor grad, Tensor patches, SymInt height, SymInt width,"
       " SymInt num_prefix_tokens) -> Tensor");
   m.def(
-      "ragged_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float scale)"
-      " -> (Tensor out, Tensor logsumexp)");
+      "ragged_attention(Tensor q, Tensor k, Tensor v, Tensor cu_seqlens, SymInt max_seqlen, float scale,"
+      " Tensor? cu_seqlens_k=None, Tensor? bias=None) -> (Tensor out, Tensor logsumexp)");
   m.def(
       "ragged_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logsumexp,"
-      " Tensor cu_seqlens, SymInt max_seqlen, float scale) -> (Tensor, Tensor, Tensor)");
+      " Tensor cu_seqlens, SymInt max_seqlen, float scale, Tensor? cu_seqlens_k=None, Tensor? bias=None)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "route(Tensor x, Tensor weight, Tensor bias, int region, SymInt height, SymInt width,"
       " SymInt num_prefix_tokens) -> Tensor");

@@ -15,6 +15,7 @@ X = torch.randn(1, 33, 8)
 ROWS = torch.randn(PLAN.total, 8)
 Q, K = torch.randn(PLAN.total, 2, 4), torch.randn(1, 5, 2, 4)
 CHOICE, WEIGHT = torch.zeros(1, 1, 1, dtype=torch.int64), torch.randn(3, 8)
+ENDS = {"cu_seqlens_q": torch.tensor([0, 4, PLAN.total]).int(), "cu_seqlens_k": torch.tensor([0, 3, 5]).int()}
 META = torch.empty(1, 33, 8, device="meta")
 
 
@@ -25,6 +26,14 @@ def _plan(*args: Any, **kwargs: Any) -> Callable[[], Any]:
 def _route(x: torch.Tensor = X, weight: Any = WEIGHT, bias: Any = None, **kwargs: Any) -> Callable[[], Any]:
     arguments = {"grid": (4, 8), "num_prefix_tokens": 1, **kwargs}
     return lambda: dk.route(x, weight, bias, **arguments)
+
+
+def _packed(q: Any = Q, k: Any = K[0], v: Any = K[0], plan: Any = None, **kwargs: Any) -> Callable[[], Any]:
+    return lambda: dk.ragged_attention(q, k, v, plan, **{**ENDS, **kwargs})
+
+
+def _ends(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
 
 
 REJECTED: list[tuple[Callable[[], Any], type[Exception], str]] = [
@@ -61,6 +70,44 @@ REJECTED: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: dk.ragged_attention(Q, K[:, :0], K[:, :0], PLAN), ValueError, "k must be [1, N, 2, 4] with one N >= 1"),
     (lambda: dk.ragged_attention(Q, K.half(), K, PLAN), TypeError, "k must have the dtype of q, torch.float32, got"),
     (lambda: dk.ragged_attention(Q[0], K, K, PLAN), ValueError, "q must be [Q, heads, head_dim], got shape"),
+    (
+        lambda: dk.ragged_attention(Q, K, K),
+        ValueError,
+        "plan or cu_seqlens_q must say which queries are an image's, got",
+    ),
+    (_packed(plan=PLAN), ValueError, "plan and cu_seqlens_q both say which queries are an image's, expected one of"),
+    (_packed(cu_seqlens_q=[0, 21]), TypeError, "cu_seqlens_q must be a torch.Tensor, got list"),
+    (_packed(cu_seqlens_q=torch.tensor([0, 4, 21])), TypeError, "cu_seqlens_q must be int32, got torch.int64"),
+    (_packed(cu_seqlens_q=_ends()), ValueError, "cu_seqlens_q must be [B + 1], got shape [0]"),
+    (_packed(cu_seqlens_k=_ends(0, 5)), ValueError, "cu_seqlens_k must be [2 + 1], got shape [2]"),
+    (_packed(cu_seqlens_k=META[0, 0, :3].int()), ValueError, "cu_seqlens_k must be on the device of q, cpu, got meta"),
+    (_packed(cu_seqlens_k=_ends(0, 3, 4)), ValueError, "cu_seqlens_k must rise from 0 to the 5 keys of k"),
+    (_packed(cu_seqlens_k=_ends(0, 6, 5)), ValueError, "cu_seqlens_k must rise from 0 to the 5 keys of k"),
+    (_packed(cu_seqlens_k=_ends(1, 3, 5)), ValueError, "cu_seqlens_k must rise from 0 to the 5 keys of k"),
+    (_packed(cu_seqlens_q=_ends(0, 4, 20)), ValueError, "cu_seqlens_q must rise from 0 to the 21 queries of q"),
+    (_packed(k=K, v=K), ValueError, "k must be [K, heads, head_dim], got shape [1, 5, 2, 4]"),
+    (_packed(v=K[0, :4]), ValueError, "v must be [K, 2, 4] with one K for k and v, got shape [4, 2, 4]"),
+    (_packed(k=K[0, :, :1]), ValueError, "k must be [K, 2, 4] with one K for k and v, got shape [5, 1, 4]"),
+    (
+        _packed(bias=torch.zeros(4)),
+        ValueError,
+        "bias must be [5], one number per key, or [5, 2], one per key and head,",
+    ),
+    (
+        _packed(bias=torch.zeros(5).long()),
+        TypeError,
+        "bias must be float32, float64, float16 or bfloat16, got torch.int",
+    ),
+    (_packed(bias=META[0, 0, :5]), ValueError, "bias must be on the device of q, cpu, got meta"),
+    (_packed(bias=0.5), TypeError, "bias must be a torch.Tensor, got float"),
+    (_packed(max_seqlen_q=-1), ValueError, "max_seqlen_q must be an integer of at least 0, got -1"),
+    (_packed(max_seqlen_k=2.5), ValueError, "max_seqlen_k must be an integer of at least 0, got 2.5"),
+    (_packed(cu_seqlens_k=None, max_seqlen_k=5), ValueError, "max_seqlen_k must be None without cu_seqlens_k, got 5"),
+    (
+        lambda: dk.ragged_attention(Q, K, K, PLAN, max_seqlen_q=5),
+        ValueError,
+        "max_seqlen_q must be None without cu_seq",
+    ),
     (_route(X[0]), ValueError, "x must be [B, N, C], got shape [33, 8]"),
     (_route(grid=(4, 4)), ValueError, "x must be [B, 17, C] for 1 prefix tokens and grid (4, 4), got shape"),
     (_route(grid=(4, 0)), ValueError, "grid must be (height, width) in tokens, both at least 1, got (4, 0)"),

@@ -35,7 +35,14 @@ def _calls(plan: dk.QueryPlan) -> dict[str, Callable[[], object]]:
     ops, geometry = torch.ops.dge_kernels, (*plan.grid, plan.num_prefix_tokens)
     ragged = (plan.cu_seqlens, plan.max_seqlen, 0.2)
     out, logsumexp = ops.ragged_attention(q, keys, keys, *ragged)
+    packed, bias = keys.flatten(0, 1), torch.zeros(keys.shape[0] * keys.shape[1], 3)
+    ends = torch.arange(0, len(packed) + 1, keys.shape[1], dtype=torch.int32)
+    attention = (*ragged, ends, bias)
     return {
+        "packed attention": lambda: ops.ragged_attention(q, packed, packed, *attention),
+        "packed attention backward": lambda: ops.ragged_attention_backward(
+            out, q, packed, packed, out, logsumexp, *attention
+        ),
         "plan": lambda: ops.plan_queries(choice, [4, 2, 1], *geometry)[:2],
         "pool": lambda: ops.pool_queries(x, plan.patches, *geometry),
         "pool backward": lambda: ops.pool_queries_backward(rows, plan.patches, CASE.batch, *geometry),

@@ -22,6 +22,10 @@ OPERATORS = [
 ]
 
 
+# Operators with the arguments that they may do without.
+VARIANTS = [f"ragged_attention{which} {keys}" for which in ("", "_backward") for keys in ("packed", "biased")]
+
+
 def _arguments(device: torch.device) -> dict[str, tuple]:
     case = Case((7, 9), channels=12)
     plan = case.plan(device)
@@ -35,6 +39,16 @@ def _arguments(device: torch.device) -> dict[str, tuple]:
     planning = (case.choice(device), [4, 2, 1], *geometry)
     sums, ends = torch.ops.dge_kernels.count_queries(*planning)
     detached = [t.detach() for t in (torch.randn_like(out), q, k, v, out, logsumexp)]
+    bias = torch.randn(3, 10, 3, device=device)
+    thirds = torch.arange(0, 31, 10, dtype=torch.int32, device=device)
+    packed = [t if i not in (2, 3) else t.flatten(0, 1) for i, t in enumerate(detached)]
+    keys = [t.clone().requires_grad_() for t in (q.detach(), *packed[2:4])]
+    optional = {
+        "ragged_attention packed": (*keys, *ragged, thirds, bias.flatten(0, 1).requires_grad_()),
+        "ragged_attention_backward packed": (*packed, *ragged, thirds, bias.flatten(0, 1).detach()),
+        "ragged_attention biased": (q, *detached[2:4], *ragged, None, bias.clone().requires_grad_()),
+        "ragged_attention_backward biased": (*detached, *ragged, None, bias),
+    }
     return {
         "plan_queries": planning,
         "count_queries": planning,
@@ -46,13 +60,14 @@ def _arguments(device: torch.device) -> dict[str, tuple]:
         "ragged_attention": (q, k.detach().requires_grad_(), v.detach().requires_grad_(), *ragged),
         "ragged_attention_backward": (*detached, *ragged),
         "route": (x.detach(), torch.randn(3, 12, device=device), torch.randn(3, device=device), 4, *geometry),
+        **optional,
     }
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # opcheck's own
-@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("name", [*OPERATORS, *VARIANTS])
 def test_opcheck(name: str, device: torch.device) -> None:
-    torch.library.opcheck(getattr(torch.ops.dge_kernels, name).default, _arguments(device)[name])
+    torch.library.opcheck(getattr(torch.ops.dge_kernels, name.split()[0]).default, _arguments(device)[name])
 
 
 def test_the_list_of_operators_is_complete() -> None:
@@ -108,6 +123,30 @@ def test_compiles_once_whatever_the_number_of_queries(backend: str, device: torc
         grads = torch.autograd.grad(out.square().sum(), (x, weight))
         for grad, wanted in zip(grads, torch.autograd.grad(expected.square().sum(), (x, weight)), strict=True):
             assert_close(grad, wanted)  # entries that cancel are held to the size of the largest
+    assert counter.frame_count == 1
+
+
+def _packed_images(x: Tensor, weight: Tensor, ends: Tensor, sizes: Tensor) -> Tensor:
+    heads = (x @ weight).unflatten(-1, (2, -1))
+    arguments = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "bias": sizes.log()}
+    return x + dk.ragged_attention(heads, heads, heads, **arguments).flatten(1)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_packed_keys_compile_once_whatever_their_number(backend: str, device: torch.device) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(_packed_images, backend=counter, fullgraph=True, dynamic=True)
+    for lengths in ([4, 9, 30], [20, 0, 6], [50, 60, 70]):
+        x = torch.randn(sum(lengths), 16, device=device, requires_grad=True)
+        sizes = torch.rand(sum(lengths), device=device).add(1).requires_grad_()
+        leaves = (x, torch.randn(16, 16, device=device, requires_grad=True))
+        ends = torch.tensor([0, *lengths], device=device).cumsum(0).int()
+        out, expected = compiled(*leaves, ends, sizes), _packed_images(*leaves, ends, sizes)
+        assert_close(out, expected)
+        grads = torch.autograd.grad(out.square().sum(), (*leaves, sizes))
+        for grad, wanted in zip(grads, torch.autograd.grad(expected.square().sum(), (*leaves, sizes)), strict=True):
+            assert_close(grad, wanted)
     assert counter.frame_count == 1
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from cases import Case
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.autograd import forward_ad
 
 import dge_kernels as dk
@@ -45,6 +46,46 @@ def test_vmap_of_attention(device: torch.device) -> None:
     torch.testing.assert_close(shared, _each(lambda query: attend(query, keys[0], keys[1]), q))
 
 
+def _packed(device: torch.device) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    lengths = torch.tensor([0, 4, 1, 6], device=device).cumsum(0).int()
+    arguments = {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths}
+    return torch.randn(3, 11, 3, 4, device=device), torch.randn(3, 11, 3, device=device), arguments
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_vmap_of_packed_keys_and_a_bias(per_head: bool, device: torch.device) -> None:
+    x, bias, arguments = _packed(device)
+    bias = bias if per_head else bias[..., 0]
+    attend = lambda t, b: dk.ragged_attention(t, 2 * t, t, bias=b, **arguments)  # noqa: E731
+    torch.testing.assert_close(vmap(attend)(x, bias), _each(attend, x, bias))
+    shared = vmap(attend, in_dims=(0, None))(x, bias[0])
+    torch.testing.assert_close(shared, _each(lambda t: attend(t, bias[0]), x))
+    only = vmap(attend, in_dims=(None, 0))(x[0], bias)
+    torch.testing.assert_close(only, _each(lambda b: attend(x[0], b), bias))
+    dense = lambda t, b: dk.ragged_attention(t, t.view(1, 11, 3, 4), t.view(1, 11, 3, 4), bias=b[None], **one)  # noqa: E731
+    one = {"cu_seqlens_q": torch.tensor([0, 11], device=device, dtype=torch.int32)}
+    torch.testing.assert_close(vmap(dense)(x, bias), _each(dense, x, bias))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_several_gradients_of_packed_keys_at_once(biased: bool, device: torch.device) -> None:
+    x, bias, arguments = _packed(device)
+    leaves = [x[0].requires_grad_(), *([bias[0].requires_grad_()] if biased else [])]
+    out = dk.ragged_attention(*[leaves[0]] * 3, bias=leaves[1] if biased else None, **arguments)
+    grads = torch.randn(3, *out.shape, device=device)
+    batched = torch.autograd.grad(out, leaves, grads, is_grads_batched=True, retain_graph=True)
+    for index, together in enumerate(batched):
+        single = [torch.autograd.grad(out, leaves, grad, retain_graph=True)[index] for grad in grads]
+        torch.testing.assert_close(together, torch.stack(single))
+
+
+def test_vmap_over_the_division_into_images_is_refused() -> None:
+    x, _, arguments = _packed(torch.device("cpu"))
+    ends = arguments["cu_seqlens_q"].expand(2, -1)
+    with pytest.raises(RuntimeError, match=re.escape("cu_seqlens cannot be mapped by torch.func.vmap: each")):
+        vmap(lambda e: dk.ragged_attention(x[0], x[0], x[0], cu_seqlens_q=e, cu_seqlens_k=e))(ends)
+
+
 @pytest.mark.parametrize("mapped", ["x", "weight", "both"])
 def test_vmap_of_route(mapped: str, device: torch.device) -> None:
     _, x, _ = _data(device)
@@ -75,7 +116,7 @@ def test_vmap_of_plans_is_refused(call: Callable[..., object]) -> None:
         vmap(call)(torch.zeros(2, 1, 1, 1, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("name", ["pool_queries", "unpool_queries", "ragged_attention"])
+@pytest.mark.parametrize("name", ["pool_queries", "unpool_queries", "ragged_attention", "ragged_attention's bias"])
 @pytest.mark.parametrize("transform", ["grad", "jvp", "forward mode"])
 def test_other_derivatives_are_refused(name: str, transform: str) -> None:
     plan, x, rows = _data(torch.device("cpu"))
@@ -85,9 +126,13 @@ def test_other_derivatives_are_refused(name: str, transform: str) -> None:
         "ragged_attention": lambda t: dk.ragged_attention(
             rows[0].unflatten(1, (3, 4)), t.unflatten(2, (3, 4)), t.unflatten(2, (3, 4)), plan
         ),
+        "ragged_attention's bias": lambda t: dk.ragged_attention(
+            rows[0].unflatten(1, (3, 4)), *[x[0].unflatten(2, (3, 4))] * 2, plan, bias=t[..., 0]
+        ),
     }
     call = calls[name]
-    with pytest.raises(RuntimeError, match=f"dge_kernels.{name} is differentiable by torch.autograd only"):
+    function = name.split("'")[0]
+    with pytest.raises(RuntimeError, match=f"dge_kernels.{function} is differentiable by torch.autograd only"):
         if transform == "grad":
             torch.func.grad(lambda t: call(t).sum())(x[0])
         elif transform == "jvp":
@@ -95,3 +140,17 @@ def test_other_derivatives_are_refused(name: str, transform: str) -> None:
         else:
             with forward_ad.dual_level():
                 call(forward_ad.make_dual(x[0], x[1]))
+
+
+def test_plain_compilation_captures_plans_in_one_graph() -> None:
+    """``fullgraph=True`` allows sizes that depend on values; without it torch allows none by itself."""
+
+    def pooled(x: Tensor, choice: Tensor) -> Tensor:
+        plan = dk.plan_queries(choice, num_prefix_tokens=1)
+        return dk.unpool_queries(dk.pool_queries(x, plan) * 2, plan, x)
+
+    counter = CompileCounter()
+    x, choice = torch.randn(2, 17, 8), torch.tensor([[[0]], [[2]]])
+    torch.testing.assert_close(torch.compile(pooled, backend=counter)(x, choice), pooled(x, choice))
+    assert counter.frame_count == 1
+    torch.compiler.reset()

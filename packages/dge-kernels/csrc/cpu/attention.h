@@ -89,6 +89,18 @@ Panel<Acc<T>> panel_of(const T* source, int64_t row, int64_t rows, int64_t cols,
   return {copy, stride};
 }
 
+// scores [keys, lanes] = the bias of each key; whether there is one, so that products must be added to it.
+template <class A>
+bool start_from_bias(const AttentionArgs& args, const AttentionItem& item, const KeyRun& run, int64_t lanes,
+                     A* scores) {
+  if (!args.bias.data) return false;
+  for (int64_t n = 0; n < run.count; ++n) {
+    const Vec<A> bias = Vec<A>{} + *head_row<A>(args.bias, item.image, run.first + n, item.head);
+    for (int64_t j = 0; j < lanes; j += kLanes<A>) store_vector(scores + n * lanes + j, bias);
+  }
+  return true;
+}
+
 // packed [width, lanes] = factor · rows of `count` queries, transposed; lanes past count are zero.
 template <class T>
 void transpose_block(const Heads& from, int64_t head, int64_t first, int64_t count, int64_t lanes, int64_t width,
@@ -99,15 +111,18 @@ void transpose_block(const Heads& from, int64_t head, int64_t first, int64_t cou
   }
 }
 
-// scores [keys, lanes] -> e^(score - max) in place, and per lane the max and the sum.
+// scores [keys, lanes] -> e^(score - max) in place, and per lane the max and the sum; without a key, or with -inf
+// alone, these are 0.
 template <class A>
 void softmax_lanes(A* scores, int64_t keys, int64_t lanes, A* maxima, A* sums) {
   for (int64_t j = 0; j < lanes; j += kLanes<A>) {
-    Vec<A> top = load_vector(scores + j);
-    for (int64_t n = 1; n < keys; ++n) {
+    const Vec<A> lowest = Vec<A>{} - A(__builtin_inf());
+    Vec<A> top = lowest;
+    for (int64_t n = 0; n < keys; ++n) {
       const Vec<A> s = load_vector(scores + n * lanes + j);
       top = s > top ? s : top;
     }
+    top = top == lowest ? Vec<A>{} : top;
     Vec<A> sum = {};
     for (int64_t n = 0; n < keys; ++n) {
       const Vec<A> e = exp_vector(load_vector(scores + n * lanes + j) - top);
@@ -143,19 +158,22 @@ void attention_item(const AttentionArgs& args, const AttentionItem& item, Acc<T>
   using A = Acc<T>;
   const ForwardScratch<A> scratch(args, memory);
   const int64_t row = padded<A>(args.width);
-  const Panel<A> keys = panel_of(head_row<T>(args.k, item.image, 0, item.head), args.k.row_stride, args.keys,
+  const KeyRun run = keys_of(args, item.image);
+  const int64_t n = run.count;
+  const Panel<A> keys = panel_of(head_row<T>(args.k, item.image, run.first, item.head), args.k.row_stride, n,
                                  args.width, false, scratch.keys);
-  const Panel<A> values = panel_of(head_row<T>(args.v, item.image, 0, item.head), args.v.row_stride, args.keys,
+  const Panel<A> values = panel_of(head_row<T>(args.v, item.image, run.first, item.head), args.v.row_stride, n,
                                    args.width, true, scratch.values);
   for (int64_t first = item.first; first < item.last; first += kBlock<A>) {
     const int64_t count = smaller(kBlock<A>, item.last - first), lanes = padded<A>(count);
     transpose_block<T>(args.q, item.head, first, count, lanes, args.width, A(args.scale), scratch.queries);
-    matmul<A>(args.keys, lanes, args.width, {keys.data, keys.row, 1}, scratch.queries, lanes, scratch.scores, lanes);
-    softmax_lanes(scratch.scores, args.keys, lanes, scratch.maxima, scratch.sums);
-    matmul<A>(count, row, args.keys, {scratch.scores, 1, lanes}, values.data, values.row, scratch.out, row);
+    const bool add = start_from_bias(args, item, run, lanes, scratch.scores);
+    matmul<A>(n, lanes, args.width, {keys.data, keys.row, 1}, scratch.queries, lanes, scratch.scores, lanes, add);
+    softmax_lanes(scratch.scores, n, lanes, scratch.maxima, scratch.sums);
+    matmul<A>(count, row, n, {scratch.scores, 1, lanes}, values.data, values.row, scratch.out, row);
     for (int64_t i = 0; i < count; ++i) {
       const int64_t at = (first + i) * args.heads + item.head;
-      const A factor = A(1) / scratch.sums[i];
+      const A factor = scratch.sums[i] == 0 ? A(0) : A(1) / scratch.sums[i];  // 0: there was no key
       T* out = static_cast<T*>(args.out) + at * args.width;
       for (int64_t c = 0; c < args.width; ++c) store(out + c, scratch.out[i * row + c] * factor);
       static_cast<A*>(args.logsumexp)[at] = scratch.maxima[i] + log_of(scratch.sums[i]);

@@ -1,7 +1,7 @@
 // The loops of every CPU operator, compiled once per instruction set: CMake gives DGE_ISA, the namespace and
 // name of the set, and DGE_VECTOR_BYTES, the width of its vectors.
 #include "attention_backward.h"
-#include "tokens.h"
+#include "pool_route_loops.h"
 
 namespace DGE_ISA {
 

@@ -6,7 +6,7 @@
 
 #include <cstddef>
 
-#include "../problems.h"
+#include "../kernel_args.h"
 
 namespace dge::cpu {
 

@@ -1,7 +1,7 @@
 // A register-tiled matrix product for panels that fit the cache. Included by kernels.cpp alone.
 #pragma once
 
-#include "numbers.h"
+#include "half_types.h"
 
 namespace DGE_ISA {
 

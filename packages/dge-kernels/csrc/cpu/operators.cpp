@@ -100,10 +100,16 @@ class PatchCheck {
 };
 
 struct Device {
-  static void check_ends(const int32_t* ends, int64_t batch, int64_t queries) {
-    bool rising = ends[0] == 0 && ends[batch] == queries;
-    for (int64_t b = 0; b < batch; ++b) rising = rising && ends[b] <= ends[b + 1];
-    check(rising, "cu_seqlens must rise from 0 to the ", queries, " queries of q");
+  // The most rows that one image has.
+  static int64_t check_ends(const int32_t* ends, int64_t batch, int64_t rows, const char* name, const char* what) {
+    bool rising = ends[0] == 0 && ends[batch] == rows;
+    int64_t longest = 0;
+    for (int64_t b = 0; b < batch; ++b) {
+      rising = rising && ends[b] <= ends[b + 1];
+      longest = std::max<int64_t>(longest, int64_t{ends[b + 1]} - ends[b]);
+    }
+    check(rising, name, " must rise from 0 to the ", rows, what);
+    return longest;
   }
 
   static void gather(const GatherArgs& args, const Tensor&) {

@@ -23,7 +23,7 @@ __global__ void grad_query_kernel(AttentionBackwardArgs args, Acc<T>* overlap) {
 
 template <class T, int R>
 __global__ void grad_key_kernel(AttentionBackwardArgs args, const Acc<T>* overlap) {
-  if (warp_row() >= args.forward.batch * args.forward.keys * args.forward.heads) return;
+  if (warp_row() >= args.forward.key_rows * args.forward.heads) return;
   Warp<GradKeyLane<T, R>> warp;
   attend_grad_key<T, R>(warp, args, overlap, warp_row());
 }
@@ -55,8 +55,8 @@ void attention_backward(const AttentionBackwardArgs& args, void* overlap, cudaSt
     auto* shares = static_cast<Acc<T>*>(overlap);
     launch_warps(grad_query_kernel<T, per_lane.value>, forward.queries * forward.heads, stream,
                  "computing the gradient of q", args, shares);
-    launch_warps(grad_key_kernel<T, per_lane.value>, forward.batch * forward.keys * forward.heads, stream,
-                 "computing the gradients of k and v", args, shares);
+    launch_warps(grad_key_kernel<T, per_lane.value>, forward.key_rows * forward.heads, stream,
+                 "computing the gradients of k, v and the bias", args, shares);
   });
 }
 

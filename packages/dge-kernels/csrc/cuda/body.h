@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "../problems.h"
+#include "../kernel_args.h"
 
 #if defined(__CUDACC__)
 #include <cuda_bf16.h>

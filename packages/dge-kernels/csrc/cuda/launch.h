@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../problems.h"
+#include "../kernel_args.h"
 
 namespace dge::cuda {
 

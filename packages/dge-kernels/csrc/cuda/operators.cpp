@@ -68,7 +68,7 @@ struct Device {
   }
 
   // What a plan holds is on the device: the kernels skip what lies outside instead.
-  static void check_ends(const int32_t*, int64_t, int64_t) {}
+  static int64_t check_ends(const int32_t*, int64_t, int64_t, const char*, const char*) { return 0; }
 
   static void gather(const GatherArgs& args, const Tensor& like) { cuda::gather(args, OnDevice(like).stream()); }
   static void scatter(const ScatterArgs& args, const Tensor& like) { cuda::scatter(args, OnDevice(like).stream()); }

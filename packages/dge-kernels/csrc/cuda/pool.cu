@@ -1,7 +1,7 @@
 // Sums over patches and broadcasts to them: one warp per query, its lanes along the channels. Every element of
 // the output has one writer.
 #include "device.cuh"
-#include "tokens_body.h"
+#include "pool_route_body.h"
 
 namespace dge::cuda {
 namespace {

@@ -1,6 +1,6 @@
 // The router: one warp per region sums its tokens and takes the dot products with every split's weights.
 #include "device.cuh"
-#include "tokens_body.h"
+#include "pool_route_body.h"
 
 namespace dge::cuda {
 namespace {

@@ -1,6 +1,7 @@
 """Ragged-query operators for vision transformers: plan, pool, attend, unpool.
 
-Spend one, four or sixteen queries on a region of an image, as its content asks; keys and values stay dense.
+Spend one, four or sixteen queries on a region of an image, as its content asks; keys and values stay dense, or are
+ragged too, for images of several sizes.
 See :mod:`dge_kernels.functional` for the operators and :mod:`dge_kernels.reference` for their definition.
 """
 
@@ -18,10 +19,11 @@ from dge_kernels.functional import (
 from dge_kernels.plan import QueryPlan
 
 if _library.CPU.loaded:
-    from dge_kernels import _autograd, _fake, _vmap
+    from dge_kernels import _autograd, _fake, _flops, _vmap
 
     _fake.register()
     _autograd.register()
+    _flops.register()
     _vmap.register()
 
 __all__ = [

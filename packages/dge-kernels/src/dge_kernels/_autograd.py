@@ -36,15 +36,16 @@ def _unpool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, cu_seqlens, ctx.max_seqlen, ctx.scale = inputs
+    q, k, v, cu_seqlens, ctx.max_seqlen, ctx.scale, cu_seqlens_k, bias = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, *output, cu_seqlens)
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens, cu_seqlens_k, bias)
 
 
 def _attention_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    q, k, v, out, logsumexp, cu_seqlens = ctx.saved_tensors
-    grads = _ops.ragged_attention_backward(grad, q, k, v, out, logsumexp, cu_seqlens, ctx.max_seqlen, ctx.scale)
-    return *grads, None, None, None
+    *saved, cu_seqlens, cu_seqlens_k, bias = ctx.saved_tensors
+    options = (cu_seqlens, ctx.max_seqlen, ctx.scale, cu_seqlens_k, bias)
+    *grads, grad_bias = _ops.ragged_attention_backward(grad, *saved, *options)
+    return *grads, None, None, None, None, None if bias is None else grad_bias
 
 
 def _refuse(name: str) -> Any:

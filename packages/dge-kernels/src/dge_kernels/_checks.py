@@ -106,20 +106,71 @@ def check_unpool(delta: Tensor, plan: QueryPlan, residual: Tensor) -> None:
         raise ValueError(f"residual must be {expected} for this plan and delta, got shape {_shape(residual)}")
 
 
-def check_attention(q: Tensor, k: Tensor, v: Tensor, plan: QueryPlan) -> None:
-    """Refuse queries that are not the plan's, or keys and values that do not fit them."""
+def _check_ends(ends: Tensor, name: str, q: Tensor, batch: int | None) -> int:
+    """The number of images; their values are the operators' to check."""
+    _check_tensor(ends, name)
+    _check_alike(ends, name, q, "q", dtype=False)
+    if ends.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {ends.dtype}")
+    if ends.dim() != 1 or ends.shape[0] < 1 or (batch is not None and ends.shape[0] != batch + 1):
+        raise ValueError(f"{name} must be [{'B' if batch is None else batch} + 1], got shape {_shape(ends)}")
+    return ends.shape[0] - 1
+
+
+def _check_longest(value: int | None, name: str, ends: Tensor | None) -> None:
+    if value is not None and ends is None:
+        raise ValueError(f"{name} must be None without cu_seqlens_{name[-1]}, got {value!r}")
+    if value is not None and not _is_count(value, 0):
+        raise ValueError(f"{name} must be an integer of at least 0, got {value!r}")
+
+
+def check_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: QueryPlan | None,
+    ends: tuple[Tensor | None, Tensor | None],
+    longest: tuple[int | None, int | None],
+    bias: Tensor | None,
+) -> None:
+    """Refuse queries that are not the plan's, or keys, values and a bias that do not fit them."""
     _check_float(q, "q", "Q, heads, head_dim")
-    _check_plan(plan, q, "q")
-    if q.shape[0] != plan.total:
-        raise ValueError(f"q must have the plan's {plan.total} queries as rows, got shape {_shape(q)}")
+    ends_q, ends_k = ends
+    _check_longest(longest[0], "max_seqlen_q", ends_q)
+    _check_longest(longest[1], "max_seqlen_k", ends_k)
+    if ends_q is not None:
+        if plan is not None:
+            raise ValueError("plan and cu_seqlens_q both say which queries are an image's, expected one of them")
+        batch = _check_ends(ends_q, "cu_seqlens_q", q, None)
+    elif plan is None:
+        raise ValueError("plan or cu_seqlens_q must say which queries are an image's, got neither")
+    else:
+        _check_plan(plan, q, "q")
+        batch = plan.batch_size
+        if q.shape[0] != plan.total:
+            raise ValueError(f"q must have the plan's {plan.total} queries as rows, got shape {_shape(q)}")
+    if ends_k is not None:
+        _check_ends(ends_k, "cu_seqlens_k", q, batch)
+    dense = ends_k is None
     for tensor, name in ((k, "k"), (v, "v")):
-        _check_float(tensor, name, "B, N, heads, head_dim")
+        _check_float(tensor, name, "B, N, heads, head_dim" if dense else "K, heads, head_dim")
         _check_alike(tensor, name, q, "q")
-        expected = [plan.batch_size, k.shape[1], *q.shape[1:]]
-        if list(tensor.shape) != expected or k.shape[1] < 1:
+        rows = [batch, k.shape[1]] if dense else [k.shape[0]]
+        if list(tensor.shape) != [*rows, *q.shape[1:]] or (dense and k.shape[1] < 1):
+            wanted, one = (f"{batch}, N", "N >= 1") if dense else ("K", "K")
             raise ValueError(
-                f"{name} must be [{plan.batch_size}, N, {q.shape[1]}, {q.shape[2]}] with one N >= 1 for k and v, "
+                f"{name} must be [{wanted}, {q.shape[1]}, {q.shape[2]}] with one {one} for k and v, "
                 f"got shape {_shape(tensor)}"
+            )
+    if bias is not None:
+        _check_tensor(bias, "bias")
+        _check_alike(bias, "bias", q, "q", dtype=False)
+        if bias.dtype not in _FLOATS:
+            raise TypeError(f"bias must be float32, float64, float16 or bfloat16, got {bias.dtype}")
+        if bias.shape not in (k.shape[:-1], k.shape[:-2]):
+            raise ValueError(
+                f"bias must be {list(k.shape[:-2])}, one number per key, or {list(k.shape[:-1])}, one per key and "
+                f"head, got shape {_shape(bias)}"
             )
 
 

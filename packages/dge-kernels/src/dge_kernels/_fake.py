@@ -9,15 +9,25 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._library.fake_impl import allocate_size
 
 __all__ = ["register"]
+
+
+def _unknown_size(x: Tensor) -> torch.SymInt:
+    """A size that depends on values.
+
+    The context's ``new_dynamic_size`` breaks the graph of a plain ``torch.compile(model)``, which allows such sizes
+    with ``fullgraph=True`` alone. What it would allocate breaks nothing.
+    """
+    shapes = getattr(getattr(x, "fake_mode", None), "shape_env", None)
+    return torch.library.get_ctx().new_dynamic_size() if shapes is None else allocate_size(shapes)
 
 
 def _plan_queries(
     choice: Tensor, splits: list[int], height: int, width: int, num_prefix_tokens: int
 ) -> tuple[Tensor, Tensor, torch.SymInt]:
-    context = torch.library.get_ctx()
-    total, longest = context.new_dynamic_size(), context.new_dynamic_size()
+    total, longest = _unknown_size(choice), _unknown_size(choice)
     patches = choice.new_empty((total, 4), dtype=torch.int32)
     return patches, choice.new_empty(choice.shape[0] + 1, dtype=torch.int32), longest
 
@@ -52,7 +62,14 @@ def _unpool_queries(
 
 
 def _ragged_attention(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, max_seqlen: int, scale: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    scale: float,
+    cu_seqlens_k: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide)
@@ -68,8 +85,11 @@ def _ragged_attention_backward(
     cu_seqlens: Tensor,
     max_seqlen: int,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    cu_seqlens_k: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_bias = logsumexp.new_empty(0 if bias is None else bias.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_bias
 
 
 def _route(

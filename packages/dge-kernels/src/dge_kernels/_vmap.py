@@ -68,20 +68,29 @@ def _fold_channels(operator: Callable[..., Tensor], data: tuple[int, ...]) -> Ca
     return rule
 
 
-def _fold_heads(operator: Callable[..., Any], data: int) -> Callable[..., tuple[Any, Any]]:
-    """A rule for an attention operator whose first `data` arguments, and results, have heads from their third last."""
+def _fold_heads(operator: Callable[..., Any], kinds: str, results: str) -> Callable[..., tuple[Any, Any]]:
+    """A rule for an attention operator; the letters say which arguments and results have heads, and after what.
+
+    A q has them after the queries, a k after the keys, packed or of each image; a dot stands for no heads.
+    """
 
     def rule(info: Any, dims: _Dims, *arguments: Any) -> tuple[Any, Any]:
-        _refuse_mapped(dims[data:], "the cu_seqlens of a QueryPlan")
-        size = info.batch_size
-        folded = []
-        for argument, dim in zip(arguments[:data], dims[:data], strict=True):
-            rank = argument.dim() - (dim is not None)
-            # logsumexp [Q, h] is the only one without channels behind its heads
-            folded.append(_fold(argument, dim, size, 1 if rank <= 3 else 2))
-        results = operator(*folded, *arguments[data:])
-        axes = tuple(1 if result.dim() <= 3 else 2 for result in results)
-        return tuple(r.unflatten(axis, (size, -1)) for r, axis in zip(results, axes, strict=True)), axes
+        _refuse_mapped([dim for dim, kind in zip(dims, kinds, strict=False) if kind == "."], "cu_seqlens")
+        size, first = info.batch_size, kinds.index("k")
+        rank = arguments[first].dim() - (dims[first] is not None)
+        heads = {"q": 1, "k": rank - 2}
+        folded = [
+            argument if kind == "." or argument is None else _fold(argument, dim, size, heads[kind])
+            for argument, dim, kind in zip(arguments, dims, kinds, strict=False)
+        ]
+        biased = len(folded) == len(kinds) and folded[-1] is not None
+        # Without a bias the last gradient is empty.
+        axes = [None if kind == "b" and not biased else heads["k" if kind == "b" else kind] for kind in results]
+        out = [
+            result if axis is None else result.unflatten(axis, (size, -1))
+            for result, axis in zip(operator(*folded), axes, strict=True)
+        ]
+        return tuple(out), tuple(axes)
 
     return rule
 
@@ -110,6 +119,6 @@ def register() -> None:
     for name in ("pool_queries", "pool_queries_backward", "unpool_queries_backward"):
         add(f"dge_kernels::{name}", _fold_channels(getattr(_ops, name), (0,)))
     add("dge_kernels::unpool_queries", _fold_channels(_ops.unpool_queries, (0, 2)))
-    add("dge_kernels::ragged_attention", _fold_heads(_ops.ragged_attention, 3))
-    add("dge_kernels::ragged_attention_backward", _fold_heads(_ops.ragged_attention_backward, 6))
+    add("dge_kernels::ragged_attention", _fold_heads(_ops.ragged_attention, "qkk....k", "qq"))
+    add("dge_kernels::ragged_attention_backward", _fold_heads(_ops.ragged_attention_backward, "qqkkqq....k", "qkkb"))
     add("dge_kernels::route", _route)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -197,25 +197,51 @@ def unpool_queries(delta: Tensor, plan: QueryPlan, residual: Tensor) -> Tensor:
     return result
 
 
-def ragged_attention(q: Tensor, k: Tensor, v: Tensor, plan: QueryPlan, scale: float | None = None) -> Tensor:
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: QueryPlan | None = None,
+    scale: float | None = None,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    bias: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+) -> Tensor:
     """Softmax attention of each image's queries over all keys of that image, and of no other.
+
+    Queries are packed, image after image. Keys are dense, as many for every image, or packed too (`cu_seqlens_k`), for
+    images of several sizes or tokens that were merged. A query whose image has no keys gets zeros.
 
     Half-precision inputs on a CUDA device go through `torch.nn.attention.varlen` where it supports the device
     and the head; everything else through this package's own kernels.
 
     Args:
-        q: [Q, h, d], packed as `plan` says; only the plan's division into images matters here.
-        k: [B, N, h, d]; N need not be the plan's number of tokens.
-        v: [B, N, h, d].
-        plan: From :func:`plan_queries`.
+        q: [Q, h, d], packed as `plan` or `cu_seqlens_q` says.
+        k: [B, N, h, d]; N need not be the plan's number of tokens. With `cu_seqlens_k` [K, h, d].
+        v: As k.
+        plan: From :func:`plan_queries`; only its division into images matters here.
         scale: Factor on the scores, 1/√d by default.
+        cu_seqlens_q: Instead of a plan, int32 [B + 1]: image b has the queries
+            ``cu_seqlens_q[b]:cu_seqlens_q[b + 1]``. It rises from 0 to Q; the CPU checks that, CUDA does not.
+        cu_seqlens_k: int32 [B + 1], the same for packed keys; it rises from 0 to K.
+        bias: Added to the scores after `scale`: one number per key, [B, N] or [K], or one per key and head,
+            [B, N, h] or [K, h]. Of any supported dtype; it is added in float32 (float64 for float64 queries). -inf
+            masks a key. A query with no other keys gets zeros, or in `torch.nn.attention.varlen` the mean of their
+            values. There a bias takes at least three more channels per head.
+        max_seqlen_q: Beside `cu_seqlens_q`, the most queries of one image, or more. `torch.nn.attention.varlen` does
+            less idle work where it is given; it is Q by default.
+        max_seqlen_k: Beside `cu_seqlens_k`, the same for keys; K by default.
 
     Returns:
-        [Q, h, d], in the dtype of `q` (autocast's where it is on).
+        [Q, h, d], in the dtype of `q` (autocast's where it is on). Differentiable in q, k, v and bias.
 
     Raises:
         TypeError: An argument is not a tensor of a supported dtype, or the dtypes differ.
-        ValueError: Shapes or devices do not fit the plan or each other.
+        ValueError: Shapes or devices do not fit the plan or each other, or both or neither of `plan` and
+            `cu_seqlens_q` are given, or on the CPU their values are not as above.
 
     Example:
         >>> import torch, dge_kernels
@@ -224,16 +250,40 @@ def ragged_attention(q: Tensor, k: Tensor, v: Tensor, plan: QueryPlan, scale: fl
         >>> v = torch.tensor([[0.0, 3.0], [3.0, 3.0], [6.0, 3.0]]).view(1, 3, 1, 2)
         >>> dge_kernels.ragged_attention(q, k, v, plan).flatten()
         tensor([3., 3.])
+
+        Two images, of one and of two tokens, the last of which counts three times:
+
+        >>> ends = torch.tensor([0, 1, 3], dtype=torch.int32)
+        >>> q, sizes = torch.zeros(3, 1, 2), torch.tensor([1.0, 1.0, 3.0])
+        >>> arguments = {"cu_seqlens_q": ends, "cu_seqlens_k": ends, "bias": sizes.log()}
+        >>> dge_kernels.ragged_attention(q, q, v.view(3, 1, 2) * 4, **arguments)[:, 0]
+        tensor([[ 0., 12.],
+                [21., 12.],
+                [21., 12.]])
     """
     if isinstance(q, Tensor) and isinstance(k, Tensor) and isinstance(v, Tensor):
         q, k, v = _autocast.attention_inputs(q, k, v)
-    _checks.check_attention(q, k, v, plan)
-    _vmap.refuse_derivatives("ragged_attention", q, k, v)
+    _checks.check_attention(q, k, v, plan, (cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k), bias)
+    _vmap.refuse_derivatives("ragged_attention", q, k, v, *([] if bias is None else [bias]))
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if _varlen.fits(q, k):
-        return _varlen.attention(q, k, v, plan, factor)
+    if plan is not None:
+        ends, max_seqlen_q = plan.cu_seqlens, plan.max_seqlen
+    else:
+        ends, max_seqlen_q = cast(Tensor, cu_seqlens_q), q.shape[0] if max_seqlen_q is None else max_seqlen_q
+    if bias is not None:
+        bias = bias.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+        bias = bias.unsqueeze(-1).expand(k.shape[:-1]) if bias.dim() < k.dim() - 1 else bias
+    if _varlen.fits(q, k, bias, factor):
+        max_seqlen_k = k.shape[-3] if max_seqlen_k is None else max_seqlen_k
+        return _varlen.attention(q, k, v, (ends, cu_seqlens_k), (max_seqlen_q, max_seqlen_k), factor, bias)
     _library.require(q.device)
-    result: Tensor = _ops.ragged_attention(q, k, v, plan.cu_seqlens, plan.max_seqlen, factor)[0]
+    try:
+        result: Tensor = _ops.ragged_attention(q, k, v, ends, max_seqlen_q, factor, cu_seqlens_k, bias)[0]
+    except RuntimeError as error:
+        message = str(error)
+        if "cu_seqlens_k must rise" not in message and (plan is not None or "cu_seqlens must rise" not in message):
+            raise
+        raise ValueError(message.replace("cu_seqlens must", "cu_seqlens_q must")) from None
     return result
 
 

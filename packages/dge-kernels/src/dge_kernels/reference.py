@@ -94,14 +94,38 @@ def unpool_queries(delta: Tensor, plan: QueryPlan, residual: Tensor) -> Tensor:
     return wide.index_add(0, token, delta.to(wide.dtype)[query]).to(residual.dtype).view_as(residual)
 
 
-def ragged_attention(q: Tensor, k: Tensor, v: Tensor, plan: QueryPlan, scale: float | None = None) -> Tensor:
-    """Definition of :func:`dge_kernels.ragged_attention`."""
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: QueryPlan | None = None,
+    scale: float | None = None,
+    *,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    bias: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+) -> Tensor:
+    """Definition of :func:`dge_kernels.ragged_attention`, which needs no longest lengths."""
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     wide = _accumulator(q.dtype)
+    ends = cu_seqlens_q if plan is None else plan.cu_seqlens
+    if ends is None:
+        raise ValueError("plan or cu_seqlens_q must say which queries are an image's, got neither")
+
+    def images(keys: Tensor) -> tuple[Tensor, ...]:
+        return tuple(keys) if cu_seqlens_k is None else keys.split(cu_seqlens_k.diff().tolist())
+
+    biases = [None] * (ends.shape[0] - 1) if bias is None else images(bias.to(wide))
     outputs = []
-    for queries, keys, values in zip(q.split(plan.lengths.tolist()), k, v, strict=True):
+    for queries, keys, values, offset in zip(q.split(ends.diff().tolist()), images(k), images(v), biases, strict=True):
         scores = torch.einsum("qhd,nhd->hqn", queries.to(wide), keys.to(wide)) * factor
-        outputs.append(torch.einsum("hqn,nhd->qhd", scores.softmax(-1), values.to(wide)))
+        if offset is not None:
+            scores = scores + (offset if offset.dim() == 2 else offset.unsqueeze(1)).t().unsqueeze(1)
+        masked = (scores == -torch.inf).all(-1, keepdim=True)  # also where there is no key
+        weights = scores.masked_fill(masked, 0).softmax(-1).masked_fill(masked, 0)
+        outputs.append(torch.einsum("hqn,nhd->qhd", weights, values.to(wide)))
     return torch.cat(outputs).to(q.dtype) if outputs else q.clone()
 
 

@@ -38,29 +38,36 @@ void run_tokens(const Kernels& kernels, const Setting& s, const std::string& nam
 }
 
 template <class T>
-void run_attention(const Kernels& kernels, const Setting& s, int64_t width, int64_t keys, const std::string& name) {
+void run_attention(const Kernels& kernels, const Setting& s, int64_t width, const Keys<T>& keys,
+                   const std::string& setting) {
   const Plan plan(s);
+  const std::string name = setting + ", heads of " + std::to_string(width) + ", " + keys.name();
   const int64_t queries = plan.patches.size(), heads = 2;
   const auto q = random_numbers<T>(queries * heads * width, 5), grad = random_numbers<T>(q.size(), 6);
-  const auto k = random_numbers<T>(s.batch * keys * heads * width, 7), v = random_numbers<T>(k.size(), 8);
+  const auto k = random_numbers<T>(keys.rows() * heads * width, 7), v = random_numbers<T>(k.size(), 8);
   const Attention expected(plan, heads, width, keys, q, k, v, grad);
   std::vector<T> out(q.size(), T(NAN)), logsumexp(queries * heads, T(NAN));
   const int64_t row = heads * width;
   const AttentionArgs args{type_of<T>,
                            queries,
                            s.batch,
-                           keys,
+                           keys.longest,
                            heads,
                            width,
                            plan.ends.data(),
                            expected.scale,
                            {q.data(), 0, row, width},
-                           {k.data(), keys * row, row, width},
-                           {v.data(), keys * row, row, width},
+                           keys.view(k, width),
+                           keys.view(v, width),
                            out.data(),
-                           logsumexp.data()};
+                           logsumexp.data(),
+                           keys.packed_ends(),
+                           keys.rows(),
+                           keys.bias_view()};
   std::vector<T> grad_q(q.size(), T(NAN)), grad_k(k.size(), T(NAN)), grad_v(v.size(), T(NAN));
-  const AttentionBackwardArgs backward{args, {grad.data(), 0, row, width}, grad_q.data(), grad_k.data(), grad_v.data()};
+  std::vector<T> grad_bias(keys.bias.size(), T(NAN));
+  const AttentionBackwardArgs backward{
+      args, {grad.data(), 0, row, width}, grad_q.data(), grad_k.data(), grad_v.data(), grad_bias.data()};
   std::vector<char> scratch(kernels.attention_scratch(args)), more(kernels.attention_backward_scratch(backward));
   for (int64_t image = 0; image < s.batch; ++image) {
     for (int64_t head = 0; head < heads; ++head) {
@@ -70,10 +77,11 @@ void run_attention(const Kernels& kernels, const Setting& s, int64_t width, int6
   }
   const double tolerance = sizeof(T) == 8 ? 1e-12 : 1e-5;
   check_close(out, expected.out, tolerance, name + ", attention");
-  check_close(logsumexp, expected.logsumexp, tolerance, name + ", logsumexp");
+  check_close(comparable(logsumexp), comparable(expected.logsumexp), tolerance, name + ", logsumexp");
   check_close(grad_q, expected.grad_q, tolerance, name + ", grad q");
   check_close(grad_k, expected.grad_k, tolerance, name + ", grad k");
   check_close(grad_v, expected.grad_v, tolerance, name + ", grad v");
+  check_close(grad_bias, expected.grad_bias, tolerance, name + ", grad bias");
 }
 
 int main() {
@@ -83,8 +91,10 @@ int main() {
       run_tokens<float>(*kernels, s, name);
       run_tokens<double>(*kernels, s, name);
       for (int64_t width : {1, 20, 64}) {
-        run_attention<float>(*kernels, s, width, 33, name);
-        run_attention<double>(*kernels, s, width, 5, name);
+        for (const auto& [packed, biased] : key_layouts()) {
+          run_attention<float>(*kernels, s, width, Keys<float>(s.batch, 2, 33, packed, biased), name);
+          run_attention<double>(*kernels, s, width, Keys<double>(s.batch, 2, 5, packed, biased), name);
+        }
       }
     }
   }

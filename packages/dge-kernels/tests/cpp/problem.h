@@ -8,9 +8,10 @@
 #include <limits>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "../../csrc/problems.h"
+#include "../../csrc/kernel_args.h"
 
 namespace test {
 
@@ -130,42 +131,93 @@ std::vector<double> expected_scatter(const Plan& plan, const std::vector<T>& del
   return out;
 }
 
-// Attention and its gradients in float64, from the definition: softmax(scale · q kᵀ) v per image and head.
+// The keys of a batch: `longest` of each image, or packed, with the second image's part empty; with a bias or without.
+// Of the biases every fifth is -inf, and all of the third image.
+template <class T>
+struct Keys {
+  int64_t heads, longest;
+  bool packed;
+  std::vector<int32_t> ends{0};
+  std::vector<T> bias;
+
+  Keys(int64_t batch, int64_t h, int64_t n, bool is_packed, bool biased) : heads(h), longest(n), packed(is_packed) {
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t count = !packed ? n : b == 1 ? 0 : n - b;
+      ends.push_back(static_cast<int32_t>(ends.back() + count));
+    }
+    if (!biased) return;
+    bias = random_numbers<T>(rows() * heads, 9);
+    for (size_t i = 0; i < bias.size(); ++i) {
+      if (i % 5 == 3 || (batch > 2 && int64_t(i) >= ends[2] * heads && int64_t(i) < ends[3] * heads))
+        bias[i] = -INFINITY;
+    }
+  }
+
+  int64_t rows() const { return ends.back(); }
+  const int32_t* packed_ends() const { return packed ? ends.data() : nullptr; }
+  Heads view(const std::vector<T>& data, int64_t width) const {
+    return {data.data(), packed ? 0 : longest * heads * width, heads * width, width};
+  }
+  Heads bias_view() const { return bias.empty() ? Heads{} : view(bias, 1); }
+  std::string name() const {
+    return std::to_string(longest) + (packed ? " packed" : "") + (bias.empty() ? " keys" : " biased keys");
+  }
+};
+
+// Packed or not, with a bias or not.
+inline std::vector<std::pair<bool, bool>> key_layouts() {
+  return {{false, false}, {false, true}, {true, false}, {true, true}};
+}
+
+// -inf, the logsumexp of nothing, as a number that can be compared.
+template <class T>
+std::vector<T> comparable(std::vector<T> numbers) {
+  for (T& number : numbers) number = number == -std::numeric_limits<T>::infinity() ? T(-1) : number;
+  return numbers;
+}
+
+// Attention and its gradients in float64, from the definition: softmax(scale · q kᵀ + bias) v per image and head.
 struct Attention {
-  int64_t heads, width, keys;
+  int64_t heads, width;
   double scale;
-  std::vector<double> out, logsumexp, grad_q, grad_k, grad_v;
+  std::vector<double> out, logsumexp, grad_q, grad_k, grad_v, grad_bias;
 
   template <class T>
-  Attention(const Plan& plan, int64_t h, int64_t d, int64_t n, const std::vector<T>& q, const std::vector<T>& k,
-            const std::vector<T>& v, const std::vector<T>& grad)
+  Attention(const Plan& plan, int64_t h, int64_t d, const Keys<T>& keys, const std::vector<T>& q,
+            const std::vector<T>& k, const std::vector<T>& v, const std::vector<T>& grad)
       : heads(h),
         width(d),
-        keys(n),
         scale(0.3),
         out(q.size()),
         logsumexp(q.size() / d),
         grad_q(q.size()),
         grad_k(k.size()),
-        grad_v(v.size()) {
+        grad_v(v.size()),
+        grad_bias(keys.bias.size()) {
     const int64_t images = static_cast<int64_t>(plan.ends.size()) - 1;
     for (int64_t b = 0; b < images; ++b) {
       for (int64_t query = plan.ends[b]; query < plan.ends[b + 1]; ++query) {
-        for (int64_t head = 0; head < h; ++head) one(b, query * h + head, head, q, k, v, grad);
+        for (int64_t head = 0; head < h; ++head) one(b, query * h + head, head, keys, q, k, v, grad);
       }
     }
   }
 
  private:
   template <class T>
-  void one(int64_t b, int64_t at, int64_t head, const std::vector<T>& q, const std::vector<T>& k,
+  void one(int64_t b, int64_t at, int64_t head, const Keys<T>& all, const std::vector<T>& q, const std::vector<T>& k,
            const std::vector<T>& v, const std::vector<T>& grad) {
+    const int64_t keys = all.ends[b + 1] - all.ends[b];
     std::vector<double> p(keys), dp(keys);
     double top = -std::numeric_limits<double>::infinity(), total = 0, mean = 0;
-    const auto row = [&](int64_t n) { return ((b * keys + n) * heads + head) * width; };
+    const auto row = [&](int64_t n) { return ((all.ends[b] + n) * heads + head) * width; };
     for (int64_t n = 0; n < keys; ++n) {
+      p[n] = all.bias.empty() ? 0.0 : double(all.bias[row(n) / width]);
       for (int64_t c = 0; c < width; ++c) p[n] += scale * double(q[at * width + c]) * double(k[row(n) + c]);
       top = std::fmax(top, p[n]);
+    }
+    if (std::isinf(top)) {
+      logsumexp[at] = top;
+      return;
     }
     for (double& value : p) total += value = std::exp(value - top);
     logsumexp[at] = top + std::log(total);
@@ -179,6 +231,7 @@ struct Attention {
     }
     for (int64_t n = 0; n < keys; ++n) {
       const double slope = p[n] * (dp[n] - mean) * scale;
+      if (!all.bias.empty()) grad_bias[row(n) / width] += p[n] * (dp[n] - mean);
       for (int64_t c = 0; c < width; ++c) {
         grad_q[at * width + c] += slope * double(k[row(n) + c]);
         grad_k[row(n) + c] += slope * double(q[at * width + c]);

@@ -86,26 +86,45 @@ struct RouteArgs {
   Grid grid;
 };
 
-// [rows, h, d] with contiguous d: q and out by packed query, k and v by image and token.
+// [rows, h, d] with contiguous d: q and out by packed query; k, v and the bias, whose d is 1, by image and token, or
+// by packed token.
 struct Heads {
   const void* data;
   int64_t image_stride, row_stride, head_stride;
 };
 
-// Image b owns the packed queries ends[b]..ends[b + 1].
+// Image b owns the packed queries ends[b]..ends[b + 1], and `keys` keys of its own or, where keys are packed too, those
+// at key_ends[b]..key_ends[b + 1].
 struct AttentionArgs {
   Type type;
   int64_t queries, batch, keys, heads, width;
   const int32_t* ends;
   double scale;
   Heads q, k, v;
-  void *out, *logsumexp;  // logsumexp in the accumulator's type
+  void *out, *logsumexp;              // logsumexp in the accumulator's type
+  const int32_t* key_ends = nullptr;  // nullptr: `keys` of each image; else at most `keys`, which CUDA does not know
+  int64_t key_rows = 0;               // keys of all images
+  Heads bias = {};                    // added to the scores, in the accumulator's type; data == nullptr: no bias
 };
 
 struct AttentionBackwardArgs {
   AttentionArgs forward;
   Heads grad_out;
   void *grad_q, *grad_k, *grad_v;
+  void* grad_bias = nullptr;  // [key_rows, heads] in the accumulator's type
 };
+
+// The keys of one image: `count` rows, from row `first` of the image's part of k, v and bias, or from row `packed` of
+// the gradients.
+struct KeyRun {
+  int64_t first, packed, count;
+};
+
+DGE_INLINE KeyRun keys_of(const AttentionArgs& args, int64_t image) {
+  if (!args.key_ends) return {0, image * args.keys, args.keys};
+  // Clamped: ends made by hand must not make a kernel read out of bounds.
+  const int64_t begin = larger(0, args.key_ends[image]), end = smaller(args.key_ends[image + 1], args.key_rows);
+  return {begin, begin, larger(0, end - begin)};
+}
 
 }  // namespace dge
