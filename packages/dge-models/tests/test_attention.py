@@ -7,9 +7,8 @@ import torch
 from timm.layers import Attention, AttentionRope, LayerNorm
 from torch import nn
 
-from dge_models.attention import attend, input_width, keys_values, reduce_tokens, refuse_unsupported
-from dge_models.encoder import _full_attention
-from dge_models.pvt_block import ReducedAttention
+from dge_models.attention import TIMM_ATTENTION, attend, full_attention, input_width, keys_values, refuse_unsupported
+from dge_models.pvt_block import DGEPyramidBlock, ReducedAttention
 
 
 @pytest.mark.parametrize(
@@ -24,7 +23,7 @@ from dge_models.pvt_block import ReducedAttention
 def test_attending_to_oneself_is_timms_attention(options: dict[str, object]) -> None:
     attn = Attention(24, num_heads=3, **options).eval()
     x = torch.randn(2, 7, 24)
-    out = attend(attn, x, *keys_values(attn, x, (1, 7)), partial(_full_attention, scale=attn.scale))
+    out = attend(attn, x, *keys_values(attn, x), partial(full_attention, scale=attn.scale))
     torch.testing.assert_close(out, attn(x))
 
 
@@ -34,7 +33,7 @@ def test_the_output_gate_of_newer_timm_is_honoured() -> None:
     attn = Attention(24, num_heads=3, gated=True)
     x = torch.randn(2, 7, 24)
     torch.testing.assert_close(
-        attend(attn, x, *keys_values(attn, x, (1, 7)), partial(_full_attention, scale=attn.scale)), attn(x)
+        attend(attn, x, *keys_values(attn, x), partial(full_attention, scale=attn.scale)), attn(x)
     )
 
 
@@ -57,15 +56,10 @@ def _with(**parts: nn.Module) -> Attention:
     ],
 )
 def test_other_attention_is_refused_with_the_reason(attn: nn.Module, reason: str) -> None:
+    known = DGEPyramidBlock.attention if isinstance(attn, ReducedAttention) else TIMM_ATTENTION
     with pytest.raises(ValueError, match=reason):
-        refuse_unsupported(attn, "blocks.0.attn")
+        refuse_unsupported(attn, "blocks.0.attn", known)
 
 
-@pytest.mark.parametrize("sr_ratio", [1, 2, 3])
-def test_attending_to_oneself_over_reduced_tokens_is_timms_attention(sr_ratio: int) -> None:
-    attn = ReducedAttention(24, num_heads=3, sr_ratio=sr_ratio).eval()
-    x = torch.randn(2, 5 * 7, 24)
-    out = attend(attn, x, *keys_values(attn, x, (5, 7)), partial(_full_attention, scale=attn.scale))
-    torch.testing.assert_close(out, attn(x, (5, 7)))
-    assert reduce_tokens(attn, x, (5, 7)).shape == (2, (5 // sr_ratio) * (7 // sr_ratio), 24)
-    assert input_width(attn) == input_width(Attention(24, num_heads=3)) == 24
+def test_an_attention_takes_tokens_of_one_width() -> None:
+    assert input_width(ReducedAttention(24, num_heads=3)) == input_width(Attention(24, num_heads=3)) == 24
