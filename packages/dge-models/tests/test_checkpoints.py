@@ -11,7 +11,7 @@ import torch
 from golden import Golden, Trap, reference_weights
 from small_models import SMALL, SMALL_PYRAMID, Build
 
-from dge_models import from_timm, load_checkpoint, read_checkpoint
+from dge_models import from_timm, load_checkpoint, read_checkpoint, weights_metadata
 
 SPLIT = "blocks.0.dge.splits"
 PVT = "pvt_dge_s124_tiny_256"
@@ -218,3 +218,40 @@ def test_timms_own_pyramids_are_not_taken_for_ours(tmp_path: Path) -> None:
     model = timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), num_classes=3)
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
     load_checkpoint(timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), num_classes=3), tmp_path / "weights.pth")
+
+
+def test_positions_of_a_model_without_a_family_are_resized_too(tmp_path: Path) -> None:
+    def create(size: int) -> torch.nn.Module:
+        return timm.create_model("eva02_tiny_patch14_224", img_size=size, depth=1, num_classes=3)
+
+    stored, model = create(56), create(84)
+    torch.save(stored.state_dict(), tmp_path / "eva.pth")
+    load_checkpoint(model, tmp_path / "eva.pth")
+    assert model.pos_embed.shape == (1, 1 + 6 * 6, 192)
+    assert torch.equal(model.pos_embed[:, 0], stored.pos_embed[:, 0])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_weights_of_other_splits_are_refused(small: Build, tmp_path: Path, suffix: str) -> None:
+    model, path = small(layers=[0, 2]), tmp_path / f"weights{suffix}"
+    if suffix == ".safetensors":
+        safetensors.torch.save_file(model.state_dict(), path, metadata=weights_metadata(model))
+    else:
+        torch.save({"model": model.state_dict()} if suffix == ".pth" else model.state_dict(), path)
+    load_checkpoint(small(layers=[0, 2]), path)
+    other = small(layers=[0, 2], splits=(8, 4, 2))
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"its splits are \(4, 2, 1\); expected the model's, \(8, 4, 2\)"):
+        load_checkpoint(other, path)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+    with pytest.raises(
+        RuntimeError, match=r"blocks.0.router: the weights' splits are \(4, 2, 1\); expected \(8, 4, 2\)"
+    ):
+        other.load_state_dict(model.state_dict())
+
+
+def test_splits_that_are_no_splits_are_refused(small: Build, tmp_path: Path) -> None:
+    model, path = small(), tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(model.state_dict(), path, metadata={"splits": "four"})
+    with pytest.raises(ValueError, match="has splits 'four' in its metadata; expected JSON of a split set"):
+        load_checkpoint(model, path)

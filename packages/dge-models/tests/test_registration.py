@@ -1,7 +1,9 @@
 """What the registered models share."""
 
+import timm
 from timm.models.vision_transformer import VisionTransformer
 
+from dge_models import dge_deit, dge_dpvt, dge_pvt
 from dge_models.dge_deit import checkpoint_filter_fn
 from dge_models.registration import create, data_config
 
@@ -37,3 +39,15 @@ def test_the_references_names_are_loaded() -> None:
     expected = model.blocks[1].attn.qkv.weight[16:] + 1
     model.load_state_dict(weights)
     assert model.blocks[1].attn.qkv.weight[16:].equal(expected)
+
+
+def test_every_name_is_a_function_of_its_module() -> None:
+    for module, count in ((dge_deit, 9), (dge_dpvt, 8), (dge_pvt, 8)):
+        names = timm.list_models(module=[module.__name__.rpartition(".")[2]])
+        assert len(names) == count == len(set(names) & set(module.__all__))
+        for name in names:
+            entry = getattr(module, name)
+            assert (entry.__name__, entry.__module__) == (name, module.__name__)
+    assert dge_pvt.pvt_dge_s124_tiny_256.__doc__ == (  # type: ignore[attr-defined]
+        "PVT-Tiny, depths (2, 2, 2, 2): with Dynamic Grained Encoder blocks."
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import os
 import pickle
 import re
@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models import clean_state_dict
 from torch import Tensor, nn
 
-from dge_models.pvt_stage import fit_positions
+from dge_models.families import find_family, fit_one_grid
 from dge_models.reference_keys import refuse_misfit, to_timm_keys
+from dge_models.routed import routed_blocks
 
 __all__ = ["load_checkpoint", "read_checkpoint"]
 
@@ -108,7 +109,8 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It can't be read, has no weights of the wanted kind, or is of another model.
+        ValueError: It can't be read, has no weights of the wanted kind, is of another model, or its routers are for
+            other splits than the model's, as far as the file says (see :func:`weights_metadata`).
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
@@ -116,14 +118,47 @@ def load_checkpoint(
     origin = getattr(checkpoint.get("args"), "model", None)
     named = f"{path} (of {origin})" if isinstance(origin, str) else str(path)
     refuse_misfit(weights, model, f"path: {named} doesn't fit")
-    weights = fit_positions(to_timm_keys(weights), model)
-    own = model.state_dict()
-    if "pos_embed" in weights and "pos_embed" in own:
-        weights["pos_embed"] = _fit_position_embedding(weights["pos_embed"], own["pos_embed"], model, named)
+    _refuse_other_splits(checkpoint, path, model, named)
+    weights, own = to_timm_keys(weights), model.state_dict()
+    family = find_family(model)
+    fit = fit_one_grid if family is None else family.fit_positions  # timm has more models than there are families
+    try:
+        weights = fit(weights, model)
+    except ValueError as error:
+        raise ValueError(f"path: {named} doesn't fit: {error}") from error
     if reset_head:
         weights = _keep_head(weights, own)
     _check_fit(weights, own, type(model).__name__, named)
     model.load_state_dict(weights)
+
+
+def _refuse_other_splits(checkpoint: Mapping[str, Any], path: Path, model: nn.Module, named: str) -> None:
+    """Compare the split sets that a file's metadata name with the model's."""
+    own = [block.router.splits for block in routed_blocks(model)]
+    sets = _splits_of_file(path, named) if path.suffix == ".safetensors" else _splits_of_pickle(checkpoint)
+    for got, expected in zip(sets * len(own) if len(sets) == 1 else sets, own, strict=False):
+        if got != expected:
+            raise ValueError(f"path: {named} doesn't fit: its splits are {got}; expected the model's, {expected}")
+
+
+def _splits_of_file(path: Path, named: str) -> list[tuple[int, ...]]:
+    """Of a safetensors file: one for all routed blocks, one for each, or none."""
+    with safetensors.safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("splits")
+    if text is None:
+        return []
+    try:
+        stored = json.loads(text)
+        return [tuple(part) for part in stored] if isinstance(stored[0], list) else [tuple(stored)]
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"path: {named} has splits {text!r} in its metadata; expected JSON of a split set") from error
+
+
+def _splits_of_pickle(checkpoint: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """Of state dicts as torch saves them: one for each routed block, or none."""
+    found = (getattr(checkpoint.get(name), "_metadata", None) for name in (*_WEIGHTS, *_EMA_WEIGHTS))
+    metadata: Mapping[str, Any] = next((entry for entry in found if entry is not None), {})
+    return [tuple(entry["splits"]) for entry in metadata.values() if "splits" in entry]
 
 
 def _keep_head(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,24 +169,6 @@ def _keep_head(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 def _differs(stored: Tensor | None, own: Tensor) -> bool:
     return stored is not None and stored.shape != own.shape
-
-
-def _fit_position_embedding(stored: Tensor, own: Tensor, model: Any, named: str) -> Tensor:
-    if stored.shape == own.shape or stored.ndim != 3 or stored.shape[-1] != own.shape[-1]:
-        return stored
-    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
-    tokens = stored.shape[1] - prefix
-    side = math.isqrt(max(tokens, 0))
-    if side < 1 or side * side != tokens:
-        raise ValueError(
-            f"path: {named} has a position embedding of {stored.shape[1]} tokens; expected {own.shape[1]} "
-            f"as in the model, or {prefix} and a square grid to resize"
-        )
-    # Without antialiasing, as the authors fine-tune.
-    resized: Tensor = resample_abs_pos_embed(
-        stored, list(model.patch_embed.grid_size), num_prefix_tokens=prefix, antialias=False
-    )
-    return resized
 
 
 def _check_fit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], model_name: str, named: str) -> None:
