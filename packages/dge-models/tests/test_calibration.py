@@ -135,8 +135,8 @@ def test_bad_input_is_refused(small: Build) -> None:
         set_budget(model, 0.5, [{"image": loader[0]}])
     with pytest.raises(ValueError, match="VisionTransformer has no routed block"):
         set_budget(timm.create_model("vit_tiny_patch16_224", depth=1), 0.5, loader)
-    with pytest.raises(ValueError, match="got Sequential; expected the DGE model itself, without its wrapper"):
-        set_budget(torch.nn.Sequential(model), 0.5, loader)
+    with pytest.raises(ValueError, match=r"got Sequential; expected one model with routed blocks in it, .* 2: 0, 1"):
+        set_budget(torch.nn.Sequential(model, copy.deepcopy(model)), 0.5, loader)
     with pytest.raises(ValueError, match="tolerance: got 0"):
         set_budget(model, 0.5, loader, tolerance=0)
     with pytest.raises(ValueError, match="router logits are not finite"):

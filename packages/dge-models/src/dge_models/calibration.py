@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import nn
 
 from dge_models.budget import check_target
-from dge_models.observing import Observation, observe, refuse_fixed, require_routers
+from dge_models.finding import find_routed
+from dge_models.merge_tokens import MergeSetting, set_merge_ratio
+from dge_models.merged import MergedTransformer
+from dge_models.merging_trace import find_merged
+from dge_models.projections import own_parameter
 from dge_models.routed import routed_blocks
 from dge_models.router import split_costs
+from dge_models.routing_stats import Observation, observe, refuse_fixed, refuse_iterator
 
 __all__ = ["BudgetSetting", "set_budget"]
 
@@ -47,7 +52,15 @@ class _Trial:
     seen: Observation
 
 
-def set_budget(model: nn.Module, ratio: float, loader: Iterable[Any], *, tolerance: float = 0.02) -> BudgetSetting:
+@overload  # a wrapper may hold either kind, which no type says
+def set_budget(  # type: ignore[overload-overlap]
+    model: MergedTransformer, ratio: float, loader: Iterable[Any], *, tolerance: float = 0.02
+) -> MergeSetting: ...
+@overload
+def set_budget(model: nn.Module, ratio: float, loader: Iterable[Any], *, tolerance: float = 0.02) -> BudgetSetting: ...
+def set_budget(
+    model: nn.Module, ratio: float, loader: Iterable[Any], *, tolerance: float = 0.02
+) -> BudgetSetting | MergeSetting:
     """Make a trained model spend a given share of its MACs, by shifting its router logits.
 
     The same number, times each split's cost (:func:`split_costs`), is added to the logits of every routed
@@ -59,8 +72,11 @@ def set_budget(model: nn.Module, ratio: float, loader: Iterable[Any], *, toleran
     see other tokens when earlier ones route differently; the recorded logits of a pass predict where to look
     next, so that some 3 to 6 passes suffice. It aims for a tenth of `tolerance`.
 
+    Of a model from :func:`merge_tokens` it finds other thresholds, or other counts where they are constant.
+
     Args:
-        model: With routed blocks, trained; changed in place. Its training modes are kept.
+        model: With routed blocks, trained, or a module that holds one such model; changed in place. Its training modes
+            are kept.
         ratio: Mean MAC ratio to reach, from the model's cheapest to 1.
         loader: Batches of images [B, C, H, W], or sequences that start with one; read once per pass, so a list
             or a data loader that gives the same images every time, and no iterator. A few hundred images of
@@ -73,19 +89,19 @@ def set_budget(model: nn.Module, ratio: float, loader: Iterable[Any], *, toleran
     Raises:
         TypeError: The loader is an iterator or yields something else than images.
         ValueError: `ratio` is outside (0, 1] or below the cheapest routing, there are no images, the model has
-            no routers or fixed queries, or no shift reaches `ratio`, because the routers can't tell regions
-            apart. The model is then as it was.
+            no routers, fixed queries, or gates whose biases can't be set (quantised, offloaded), or no shift
+            reaches `ratio`, because the routers can't tell regions apart. The model is then as it was.
     """
     check_target("ratio", ratio)
     if not tolerance > 0:
         raise ValueError(f"tolerance: got {tolerance}; expected a positive number")
-    require_routers(model)
+    merged = find_merged(model)
+    if merged is not None:
+        constant = merged.even and any(block.count for block in merged.blocks)
+        return set_merge_ratio(merged, ratio, loader, not constant, tolerance=tolerance)
+    model = find_routed(model)
     refuse_fixed(model)
-    if iter(loader) is loader:
-        raise TypeError(
-            f"loader: got an iterator ({type(loader).__name__}); expected what can be read several times, "
-            "such as a DataLoader or a list of batches"
-        )
+    refuse_iterator(loader)
     with _biases_kept_on_failure(model) as shift_to:
         best, passes = _search(model, ratio, loader, tolerance, shift_to)
         shift_to(best.shift)
@@ -98,13 +114,14 @@ def set_budget(model: nn.Module, ratio: float, loader: Iterable[Any], *, toleran
 def _biases_kept_on_failure(model: nn.Module) -> Iterator[Any]:
     """Gives a function that sets the shift relative to the weights that were there before."""
     routers = [block.router for block in routed_blocks(model)]
-    before = [router.gate.bias.detach().clone() for router in routers]
+    biases = [own_parameter(router.gate, "bias") for router in routers]
+    before = [bias.detach().clone() for bias in biases]
 
     def shift_to(shift: float) -> None:
         with torch.no_grad():
-            for router, bias in zip(routers, before, strict=True):
-                price = split_costs(router.splits).to(bias.device)
-                router.gate.bias.copy_(bias + shift * price if shift else bias)
+            for router, bias, kept in zip(routers, biases, before, strict=True):
+                price = split_costs(router.splits).to(kept.device)
+                bias.copy_(kept + shift * price if shift else kept)
 
     try:
         yield shift_to
