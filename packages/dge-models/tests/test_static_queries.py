@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from small_models import SMALL, Build, scatter_routing
 from torch import Tensor
 
 from dge_models import count_macs, mac_ratio, mean_counts, set_dynamic_queries, set_fixed_queries
+from dge_models.static_layout import fixed_queries
 from dge_models.vit import DGEVisionTransformer
 
 GRIDS: list[dict[str, Any]] = [
@@ -84,6 +86,51 @@ def test_ratios_are_kept_within_and_every_image_costs_the_same(
         assert routing.queries.tolist() == [queries] * 5
         for choice in routing.choice:
             assert tuple(choice.flatten().bincount(minlength=3).tolist()) == counts
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"img_size": (20, 44)}, {"splits": (2, 1)}])
+@pytest.mark.parametrize("multiple", [1, 4, 8])
+@pytest.mark.parametrize("ratio", [0.6, 0.8, 1.0])
+def test_queries_are_a_multiple_and_no_more_than_without(
+    small: Build, kwargs: dict[str, Any], multiple: int, ratio: float
+) -> None:
+    model = small(**kwargs)
+    free = set_fixed_queries(model, ratio)
+    setting = set_fixed_queries(model, ratio, multiple=multiple)
+    assert setting.ratio <= ratio
+    assert all(queries % multiple == 0 for queries in setting.queries)
+    if multiple == 1:
+        assert setting == free
+    block = model.blocks[0].fixed_layout
+    regions, where = sum(block.counts), (block.grid, block.splits, block.num_prefix_tokens)
+    every = [few for few in product(range(regions + 1), repeat=len(block.counts)) if sum(few) == regions]
+    possible = [fixed_queries(few, *where) for few in every]  # the layers are alike, so each one's share is the same
+    assert min(setting.queries) >= max(n for n in possible if n % multiple == 0 and n <= free.queries[0])
+    routings = model.forward_routed(images_for(model))[1]
+    assert [int(routing.queries[0]) for routing in routings] == list(setting.queries)
+
+
+def test_a_multiple_is_rounded_up_where_there_is_no_smaller_one(small: Build) -> None:
+    model = small()
+    with pytest.raises(ValueError, match=r"expected one from 0\.\d+, .* rounded to a multiple of 8 queries, to 1"):
+        set_fixed_queries(model, 0.215, multiple=8)
+    setting = set_fixed_queries(model, 0.26, multiple=8)  # the coarsest split everywhere has 5 queries
+    assert set(setting.queries) == {8}
+
+
+@pytest.mark.parametrize("multiple", [0, -8, 8.0, True, "8", None])
+def test_a_multiple_that_is_none_is_refused(small: Build, multiple: Any) -> None:
+    with pytest.raises(ValueError, match=r"multiple: got .*; expected a positive integer, such as 8"):
+        set_fixed_queries(small(), 0.5, multiple=multiple)
+
+
+def test_a_multiple_that_no_layer_can_have_is_refused(small: Build) -> None:
+    with pytest.raises(
+        ValueError, match=r"multiple: got 8; routed layer 0 with splits \(4, 2\) on a 8 × 8 grid and 1 "
+    ):
+        set_fixed_queries(small(splits=(4, 2)), 0.8, multiple=8)
+    with pytest.raises(ValueError, match="multiple: got 8 with counts; expected 1"):
+        set_fixed_queries(small(), (1, 1, 2), multiple=8)
 
 
 def test_better_regions_are_chosen_than_by_chance(small: Build) -> None:
@@ -190,3 +237,29 @@ def test_images_of_another_size_are_refused(small: Build) -> None:
     assert model(torch.randn(1, 3, 24, 32)).shape == (1, 7)
     with pytest.raises(ValueError, match="got a token grid of 8 × 8; expected 6 × 8"):
         model(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["deit_dge_s124_tiny_patch16_256", "pvt_dge_s124_tiny_256", "dpvt_dge_s124_tiny_256"])
+def test_models_on_the_meta_device(small: Build, name: str) -> None:
+    model = small(name)
+    expected = set_fixed_queries(model, 0.6)
+    with torch.device("meta"):
+        other = small(name)
+    assert set_fixed_queries(other, 0.6) == expected
+    assert {value.device.type for value in other.buffers()} == {"meta"}
+    other.to_empty(device="cpu")
+    for module in other.modules():
+        getattr(module, "init_non_persistent_buffers", lambda: None)()
+    other.load_state_dict(model.state_dict())
+    size = model.img_size if "pvt" in name else model.patch_embed.img_size
+    images = torch.randn(2, 3, *size)
+    assert torch.equal(other(images), model(images))
+
+
+def test_sizes_that_a_model_does_not_take_are_refused(small: Build) -> None:
+    with pytest.raises(ValueError, match=r"image_size: got \(24, 32\); expected \(32, 32\), this model takes no other"):
+        set_fixed_queries(small(), 0.5, image_size=(24, 32))
+    with pytest.raises(ValueError, match=r"image_size: got \(3, 3\); expected at least one patch"):
+        set_fixed_queries(small(dynamic_img_size=True), 0.5, image_size=(3, 3))
+    with pytest.raises(ValueError, match="expected 64 × 64"):
+        set_fixed_queries(small("pvt_dge_s124_tiny_256", dynamic_img_size=False), 0.5, image_size=(64, 96))
