@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -230,3 +231,17 @@ def test_bad_images_are_refused(small: Build, name: str) -> None:
         small(name)(_images(size=(64, 31)))
     with pytest.raises(ValueError, match=r"images: got 32 × 64 pixels; expected 64 × 64 \(dynamic_img_size is off\)"):
         small(name, dynamic_img_size=False)(_images(size=(32, 64)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning", "ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("changes", [{}, {"global_pool": "avg", "class_token": False}, {"num_classes": 0}])
+def test_plain_pyramids_are_scripted_and_saved(small: Build, tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = small(PLAIN, **changes)
+    torch.jit.script(model).save(tmp_path / "scripted.pt")
+    scripted = torch.jit.load(tmp_path / "scripted.pt")
+    with torch.no_grad():
+        for size in ((64, 64), (75, 110)):
+            images = _images(size=size)
+            torch.testing.assert_close(scripted(images), model(images))
+    with pytest.raises(torch.jit.Error, match="fewer pixels per side"):
+        scripted(_images(size=(16, 64)))

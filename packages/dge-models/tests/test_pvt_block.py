@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -8,10 +9,22 @@ from small_models import scatter_routing
 from timm.layers import LayerNorm
 from torch import Tensor
 
+from dge_models.attention import full_attention
 from dge_models.encoder import DGEBlock
-from dge_models.pvt_block import PyramidBlock
+from dge_models.pvt_block import PyramidBlock, reduce_tokens
 
 GRID, WIDTH = (6, 9), 16
+
+
+@pytest.mark.parametrize("sr_ratio", [1, 2, 3])
+def test_attending_to_oneself_over_reduced_tokens_is_timms_attention(sr_ratio: int) -> None:
+    block = DGEBlock.adopt(PyramidBlock(24, 3, sr_ratio)).eval()
+    attn: Any = block.attn
+    x = torch.randn(2, 5 * 7, 24)
+    kernel = partial(full_attention, scale=attn.scale)
+    out = block.attend(x, block.make_keys(x, (5, 7), None), kernel, None, lambda: x)
+    torch.testing.assert_close(out, attn(x, (5, 7)))
+    assert reduce_tokens(attn, x, (5, 7)).shape == (2, (5 // sr_ratio) * (7 // sr_ratio), 24)
 
 
 def _block(sr_ratio: int) -> PyramidBlock:

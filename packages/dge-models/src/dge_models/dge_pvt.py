@@ -9,105 +9,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from dge_models.attention import input_width
+from dge_models.families import register_family
+from dge_models.macs import LayerMacs, mlp_macs, router_macs
 from dge_models.pvt import DGEPyramidVisionTransformer, PyramidVisionTransformer
-from dge_models.pvt_stage import fit_positions
-from dge_models.reference_keys import refuse_misfit, to_timm_keys
-from dge_models.registration import create, data_config
+from dge_models.pyramid_family import PyramidFamily, PyramidKinds, pyramid_configs, register_pyramids
 
 __all__ = ["checkpoint_filter_fn"]
 
-_DEPTHS = {
-    "tiny": (2, 2, 2, 2),
-    "small": (3, 4, 6, 3),
-    "medium": (3, 4, 18, 3),
-    "large": (3, 8, 27, 3),
-}
-
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Bring pretrained weights to the model's names and sizes, for timm's pretrained loading.
-
-    Args:
-        state_dict: In the reference's or this package's layout.
-        model: What they are for; as a backbone it may have fewer stages or no class token.
-
-    Returns:
-        Weights under the model's names, position embeddings resized bilinearly where the grid differs.
-
-    Raises:
-        ValueError: The weights are of another kind of model, or their split sets are not the model's.
-    """
-    refuse_misfit(state_dict, model, "state_dict: doesn't fit")
-    return fit_positions(to_timm_keys(state_dict), model)
+    """See :meth:`~dge_models.pyramid_family.PyramidFamily.pretrained_weights`."""
+    return PYRAMIDS.pretrained_weights(state_dict, model)
 
 
-def _create(
-    variant: str, size: str, model_class: type[PyramidVisionTransformer], pretrained: bool, kwargs: dict[str, Any]
-) -> PyramidVisionTransformer:
-    settings = {"depths": _DEPTHS[size], **kwargs}
-    return create(model_class, variant, pretrained, checkpoint_filter_fn, (0, 1, 2, 3), settings)
+_KINDS: PyramidKinds = {
+    "pvt_{}_256": (PyramidVisionTransformer, "the plain model, to compare with"),
+    "pvt_dge_s124_{}_256": (DGEPyramidVisionTransformer, "with Dynamic Grained Encoder blocks"),
+}
+default_cfgs = pyramid_configs(_KINDS)
+register_pyramids(__name__, "PVT", _KINDS, checkpoint_filter_fn)
 
 
-def _cfg() -> dict[str, Any]:
-    return data_config(
-        "stages.0.patch_embed.proj", min_input_size=(3, 32, 32), pool_size=(8, 8), fixed_input_size=False
-    )
+class Pyramids(PyramidFamily):
+    """The Pyramid Vision Transformer, plain and with routed blocks."""
+
+    models = (PyramidVisionTransformer,)
+    weights = "a pyramid (PVT)"
+    wanted = "a pyramid's, for {}"
+    own_layer = "kv"
+    routed_name = "pvt_dge_s124_small_256"
+
+    def layer_macs(self, block: Any, num_tokens: int, grid: tuple[int, int]) -> LayerMacs:
+        """As for timm's block, over the tokens that are left after a spatial reduction, and the reduction itself."""
+        attn: Any = block.attn
+        width, keys, reduction = input_width(attn), num_tokens, 0
+        if attn.sr is not None:
+            keys = (grid[0] // attn.sr.stride[0]) * (grid[1] // attn.sr.stride[1])
+            reduction = keys * (attn.sr.weight.numel() + width)
+        fixed = num_tokens * width + reduction + 2 * keys * width**2 + router_macs(block, width, grid)
+        per_query = width + 2 * width**2 + keys * (2 * width + 3 * attn.num_heads) + mlp_macs(block.mlp)
+        return LayerMacs(fixed, per_query, num_tokens)
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        **{f"pvt_{size}_256": _cfg() for size in _DEPTHS},
-        **{f"pvt_dge_s124_{size}_256": _cfg() for size in _DEPTHS},
-    }
-)
-
-
-@register_model
-def pvt_tiny_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Tiny: depths 2, 2, 2, 2; the plain model, to compare with."""
-    return _create("pvt_tiny_256", "tiny", PyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_small_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Small: depths 3, 4, 6, 3; the plain model, to compare with."""
-    return _create("pvt_small_256", "small", PyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_medium_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Medium: depths 3, 4, 18, 3; the plain model, to compare with."""
-    return _create("pvt_medium_256", "medium", PyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_large_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Large: depths 3, 8, 27, 3; the plain model, to compare with."""
-    return _create("pvt_large_256", "large", PyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_dge_s124_tiny_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Tiny with Dynamic Grained Encoder blocks."""
-    return _create("pvt_dge_s124_tiny_256", "tiny", DGEPyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_dge_s124_small_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Small with Dynamic Grained Encoder blocks."""
-    return _create("pvt_dge_s124_small_256", "small", DGEPyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_dge_s124_medium_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Medium with Dynamic Grained Encoder blocks."""
-    return _create("pvt_dge_s124_medium_256", "medium", DGEPyramidVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def pvt_dge_s124_large_256(pretrained: bool = False, **kwargs: Any) -> PyramidVisionTransformer:
-    """PVT-Large with Dynamic Grained Encoder blocks."""
-    return _create("pvt_dge_s124_large_256", "large", DGEPyramidVisionTransformer, pretrained, kwargs)
+PYRAMIDS = Pyramids()
+register_family(PYRAMIDS)

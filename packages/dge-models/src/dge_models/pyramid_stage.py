@@ -1,11 +1,10 @@
-"""One stage of a pyramid: a patch embedding, a position embedding, and blocks on one token grid."""
+"""One stage of a pyramid: a patch embedding, a position embedding, and its blocks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch.fx
 import torch.nn.functional as F
@@ -15,16 +14,18 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from dge_models.encoder import DGEBlock
-from dge_models.pvt_block import PyramidBlock
 from dge_models.routed import run_routed
 from dge_models.routing import Routing
 
-__all__ = ["PyramidStage", "fit_positions", "resize_positions", "spatial_map"]
+__all__ = ["NewBlock", "PyramidStage", "resize_positions", "spatial_map"]
+
+NewBlock = Callable[..., nn.Module]
+"""Makes a block from its width and the keywords ``drop_path``, ``device`` and ``dtype``."""
 
 
 def spatial_map(tokens: Tensor, grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
     """The spatial tokens as a map: [B, T + H·W, C] becomes [B, C, H, W], prefix tokens left out."""
-    return torch.unflatten(tokens[:, num_prefix_tokens:], 1, grid).permute(0, 3, 1, 2)
+    return torch.unflatten(tokens[:, num_prefix_tokens:], 1, [grid[0], grid[1]]).permute(0, 3, 1, 2)
 
 
 def resize_positions(
@@ -41,11 +42,10 @@ def resize_positions(
     Returns:
         [1, T + H'·W', C]; `embedding` itself if the grids agree.
     """
-    if stored == wanted:
+    if stored[0] == wanted[0] and stored[1] == wanted[1]:
         return embedding
-    spatial = F.interpolate(
-        spatial_map(embedding, stored, num_prefix_tokens).float(), wanted, mode="bilinear", align_corners=False
-    )
+    spatial = spatial_map(embedding, stored, num_prefix_tokens).float()
+    spatial = F.interpolate(spatial, [wanted[0], wanted[1]], mode="bilinear", align_corners=False)
     spatial = spatial.flatten(2).transpose(1, 2).to(embedding.dtype)
     return torch.cat([embedding[:, :num_prefix_tokens], spatial], dim=1)
 
@@ -69,16 +69,13 @@ class PyramidStage(nn.Module):
         in_chans: Channels of the input.
         dim: C, the tokens' width.
         depth: Blocks.
-        num_heads: Attention heads.
+        new_block: Makes a block.
         patch_size: Input pixels per side of a token.
-        sr_ratio: Tokens per side that one key stands for.
-        mlp_ratio: Hidden over outer width of the MLPs.
         class_token: Put a class token in front.
         drop_path: One rate per block.
         pos_drop: Dropout after the position embedding.
         device: Of the parameters.
         dtype: Of the parameters.
-        **block_args: What else :class:`PyramidBlock` takes.
     """
 
     def __init__(
@@ -87,22 +84,18 @@ class PyramidStage(nn.Module):
         in_chans: int,
         dim: int,
         depth: int,
-        num_heads: int,
+        new_block: NewBlock,
         *,
         patch_size: int,
-        sr_ratio: int,
-        mlp_ratio: float,
         class_token: bool,
         drop_path: Sequence[float],
         pos_drop: float = 0.0,
         device: Any = None,
         dtype: Any = None,
-        **block_args: Any,
     ) -> None:
         super().__init__()
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.grid_size = grid_size
-        self.sr_ratio = sr_ratio
         self.num_prefix_tokens = int(class_token)
         self.grad_checkpointing = False
         # No size: this embedding takes any, and leaves out what is no whole patch.
@@ -112,10 +105,7 @@ class PyramidStage(nn.Module):
         tokens = self.num_prefix_tokens + grid_size[0] * grid_size[1]
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, dim, **dd))
         self.pos_drop = nn.Dropout(pos_drop)
-        self.blocks = nn.ModuleList(
-            PyramidBlock(dim, num_heads, sr_ratio, mlp_ratio=mlp_ratio, drop_path=drop_path[index], **block_args, **dd)
-            for index in range(depth)
-        )
+        self.blocks = nn.ModuleList(new_block(dim, drop_path=drop_path[index], **dd) for index in range(depth))
 
     def reset_parameters(self) -> None:
         """Draw the position embedding and the class token (those of the modules inside are not touched)."""
@@ -139,13 +129,21 @@ class PyramidStage(nn.Module):
         Returns:
             [B, T + H·W, C] tokens, class token first, and (H, W).
         """
-        grid = map_size(x, cast(tuple[int, int], self.patch_embed.patch_size))
+        grid = map_size(x, self.patch_embed.patch_size)
         tokens = self.patch_embed(x)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         positions = resize_positions(self.pos_embed, self.grid_size, grid, self.num_prefix_tokens)
         return self.pos_drop(tokens + positions), grid
 
+    def run_plain(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens as from :meth:`forward`, and their map, without routing: what TorchScript compiles."""
+        tokens, grid = self.embed(x)
+        for block in self.blocks:
+            tokens = block(tokens, grid, self.num_prefix_tokens)
+        return tokens, spatial_map(tokens, grid, self.num_prefix_tokens)
+
+    @torch.jit.unused
     def forward(
         self, x: Tensor, *, noise: Iterable[Tensor | None] = (), return_routing: bool = False
     ) -> tuple[Tensor, tuple[int, int], list[Routing]]:
@@ -181,34 +179,3 @@ class PyramidStage(nn.Module):
             else:
                 tokens = block(tokens, grid, self.num_prefix_tokens)
         return tokens, grid, routings
-
-
-def fit_positions(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Resize a pyramid's position embeddings to the model's grids, and leave out a class token that it lacks.
-
-    Args:
-        weights: Under the model's names.
-        model: Other models' weights come back as they are.
-
-    Raises:
-        ValueError: A position embedding is not of a square grid.
-    """
-    fitted = dict(weights)
-    for name, stage in model.named_modules():
-        key = f"{name}.pos_embed"
-        if not isinstance(stage, PyramidStage) or key not in fitted:
-            continue
-        stored, prefix = fitted[key], int(f"{name}.cls_token" in fitted)
-        if prefix and stage.cls_token is None:
-            del fitted[f"{name}.cls_token"]
-            stored, prefix = stored[:, prefix:], 0
-        if stored.shape != stage.pos_embed.shape and stored.shape[-1] == stage.pos_embed.shape[-1]:
-            side = math.isqrt(stored.shape[1] - prefix)
-            if side * side != stored.shape[1] - prefix:
-                raise ValueError(
-                    f"{key}: got {stored.shape[1]} tokens; expected {stage.pos_embed.shape[1]} as in the model, "
-                    f"or {prefix} and a square grid to resize"
-                )
-            stored = resize_positions(stored, (side, side), stage.grid_size, prefix)
-        fitted[key] = stored
-    return fitted

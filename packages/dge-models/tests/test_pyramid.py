@@ -7,7 +7,7 @@ import timm
 import torch
 from small_models import SMALL_PYRAMID, Build
 
-NAMES = ["pvt_tiny_256", "pvt_dge_s124_tiny_256"]
+NAMES = ["pvt_tiny_256", "pvt_dge_s124_tiny_256", "dpvt_tiny_256", "dpvt_dge_s124_tiny_256"]
 every_kind = pytest.mark.parametrize("name", NAMES)
 
 
@@ -48,7 +48,7 @@ def test_a_backbone_keeps_the_stages_that_are_asked_for(name: str, indices: Any,
     sum(part.square().mean() for part in backbone.train()(_images())).backward()
 
 
-@every_kind
+@pytest.mark.parametrize("name", NAMES[:2])
 def test_a_backbone_without_class_token(name: str) -> None:
     backbone = _backbone(name, class_token=False, global_pool="avg")
     assert not any("cls_token" in key for key in backbone.state_dict())
@@ -61,6 +61,8 @@ def test_a_backbone_without_class_token(name: str) -> None:
 @every_kind
 def test_intermediates_in_every_form(small: Build, name: str) -> None:
     model, images = small(name), _images()
+    prefix = model.num_prefix_tokens
+    assert prefix == (0 if name.startswith("dpvt") else 1)
     features, maps = model.forward_intermediates(images)
     torch.testing.assert_close(features, model.forward_features(images))
     last = model.forward_intermediates(images, indices=1, intermediates_only=True, output_fmt="NHWC")
@@ -69,10 +71,10 @@ def test_intermediates_in_every_form(small: Build, name: str) -> None:
     torch.testing.assert_close(flat[0].transpose(1, 2), maps[1].flatten(2))
     assert flat[1].shape == (2, 6, 32)
     pairs = model.forward_intermediates(images, intermediates_only=True, return_prefix_tokens=True)
-    assert [prefix.shape[1] for _, prefix in pairs] == [0, 0, 0, 1]
-    torch.testing.assert_close(model.norm(pairs[3][1]), features[:, :1])
+    assert [part.shape[1] for _, part in pairs] == [0, 0, 0, prefix]
+    torch.testing.assert_close(model.norm(pairs[3][1]), features[:, :prefix])
     normed = model.forward_intermediates(images, norm=True, intermediates_only=True)
-    torch.testing.assert_close(normed[3].flatten(2).transpose(1, 2), features[:, 1:])
+    torch.testing.assert_close(normed[3].flatten(2).transpose(1, 2), features[:, prefix:])
     assert torch.equal(normed[0], maps[0])
     early, kept = model.forward_intermediates(images, indices=[0, 1], stop_early=True)
     assert early.shape == (2, 96, 16)
@@ -99,9 +101,13 @@ def test_a_resized_model_computes_what_interpolation_at_call_time_does(
 @every_kind
 @pytest.mark.parametrize("pool", ["token", "avg", "max", "avgmax", ""])
 def test_every_pooling(small: Build, name: str, pool: str) -> None:
+    if pool == "token" and name.startswith("dpvt"):
+        with pytest.raises(ValueError, match="global_pool: got 'token'; expected another pooling, the model has no"):
+            small(name, global_pool=pool)
+        return
     model, images = small(name, global_pool=pool), _images()
     tokens = model.forward_features(images)
-    spatial = tokens[:, 1:]
+    spatial = tokens[:, model.num_prefix_tokens :]
     expected = {
         "token": tokens[:, 0],
         "avg": spatial.mean(1),
@@ -125,6 +131,7 @@ def test_learning_rates_fall_from_the_head_to_the_stem(small: Build) -> None:
     model = small(NAMES[1])
     assert len({round(scale, 9) for scale in scales.values()}) >= 6
     assert model.no_weight_decay() == {*(f"stages.{index}.pos_embed" for index in range(4)), "stages.3.cls_token"}
+    assert small(NAMES[3]).no_weight_decay() == {f"stages.{index}.pos_embed" for index in range(4)}
 
 
 @every_kind

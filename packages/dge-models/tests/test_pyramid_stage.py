@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dge_models.pvt_stage import PyramidStage, fit_positions, resize_positions, spatial_map
+from dge_models.pvt_block import PyramidBlock
+from dge_models.pyramid_stage import PyramidStage, resize_positions, spatial_map
 
 
 def _stage(grid: tuple[int, int] = (4, 6), class_token: bool = True, **kwargs: Any) -> PyramidStage:
+    new_block = partial(PyramidBlock, num_heads=2, mlp_ratio=2)
     stage = PyramidStage(
-        grid, 3, 8, 2, 2, patch_size=2, sr_ratio=1, mlp_ratio=2, class_token=class_token, drop_path=[0.0, 0.0], **kwargs
+        grid, 3, 8, 2, new_block, patch_size=2, class_token=class_token, drop_path=[0.0, 0.0], **kwargs
     )
     stage.reset_parameters()
     return stage
@@ -62,13 +65,3 @@ def test_setting_the_grid_keeps_what_the_stage_computes() -> None:
     stage.set_grid_size((5, 3))
     assert stage.pos_embed.shape == (1, 1 + 15, 8)
     torch.testing.assert_close(stage(images)[0], expected)
-
-
-def test_stored_positions_are_fitted_to_the_model() -> None:
-    model = torch.nn.Sequential(_stage((4, 6), class_token=False))
-    stored = {"0.pos_embed": torch.randn(1, 1 + 25, 8), "0.cls_token": torch.randn(1, 1, 8), "other": torch.ones(1)}
-    fitted = fit_positions(stored, model)
-    assert fitted.keys() == {"0.pos_embed", "other"}
-    torch.testing.assert_close(fitted["0.pos_embed"], _bilinear(stored["0.pos_embed"][:, 1:], (5, 5), (4, 6)))
-    with pytest.raises(ValueError, match=r"0\.pos_embed: got 27 tokens; expected 24 as in the model, or 0 and a sq"):
-        fit_positions({"0.pos_embed": torch.randn(1, 27, 8)}, model)
