@@ -16,7 +16,7 @@ import torch
 from speed import force_routing, forward, images_for, set_ratio, show
 from timing import in_turns, machine
 
-from dge_models import RoutedModel, dge_deit, dge_pvt
+from dge_models import RoutedModel, dge_deit, dge_dpvt, dge_pvt
 from dge_models.routed import routed_blocks
 
 
@@ -48,7 +48,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     where = machine(options.device)
     print(", ".join(f"{key} {value}" for key, value in where.items()) + f", {options.dtype}\n")
-    rows = [measure(name, options) for name in (*dge_deit.default_cfgs, *dge_pvt.default_cfgs)]
+    names = (*dge_deit.default_cfgs, *dge_pvt.default_cfgs, *dge_dpvt.default_cfgs)
+    rows = [measure(name, options) for name in names]
     show("Throughput", rows)
     if options.output:
         options.output.write_text(

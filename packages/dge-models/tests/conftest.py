@@ -32,6 +32,12 @@ def golden_pvt() -> Golden:
 
 
 @pytest.fixture(scope="session")
+def golden_dpvt() -> Golden:
+    """DPVT-Small."""
+    return Golden("dpvt_small")
+
+
+@pytest.fixture(scope="session")
 def golden_dense() -> Golden:
     """DeiT-Ti."""
     return Golden("deit_tiny")

@@ -11,7 +11,7 @@ from torch import nn
 
 from dge_models.routed import routed_blocks
 
-NAMES = sorted(timm.list_models(module=["dge_deit", "dge_pvt"]))
+NAMES = sorted(timm.list_models(module=["dge_deit", "dge_dpvt", "dge_pvt"]))
 Build = Callable[..., Any]
 Model = TypeVar("Model", bound=nn.Module)
 SMALL: dict[str, Any] = {
@@ -34,7 +34,7 @@ SMALL_PYRAMID: dict[str, Any] = {
 
 def small_config(name: str) -> dict[str, Any]:
     """Arguments under which the model of this name is small."""
-    return SMALL_PYRAMID if name.startswith("pvt") else SMALL
+    return SMALL_PYRAMID if "pvt" in name else SMALL
 
 
 def scatter_routing(model: Model, seed: int = 1) -> Model:

@@ -32,7 +32,7 @@ def pyramid(golden_pvt: Golden, tmp_path_factory: pytest.TempPathFactory) -> DGE
     return model
 
 
-@pytest.mark.parametrize("case", ["golden_dge", "golden_dense", "golden_pvt"])
+@pytest.mark.parametrize("case", ["golden_dge", "golden_dense", "golden_dpvt", "golden_pvt"])
 def test_weights_and_input_are_the_recorded_ones(case: str, request: pytest.FixtureRequest) -> None:
     golden: Golden = request.getfixturevalue(case)
     assert golden_weights.checksum(golden.weights) == golden.meta["weights_sha256"]
@@ -66,7 +66,7 @@ def test_every_split_and_query_count(golden_dge: Golden, loaded: DGEVisionTransf
 
 def test_gate_logits(golden_dge: Golden, loaded: DGEVisionTransformer) -> None:
     with torch.no_grad():
-        tokens, grid = loaded._embed(golden_dge.images)
+        tokens, grid, _ = loaded._embed(golden_dge.images)
         for layer, block in enumerate(loaded.blocks):
             expected = golden_dge.tensor(f"gate_{layer:02d}")
             logits = block.router.logits(tokens, grid, loaded.num_prefix_tokens)

@@ -15,12 +15,14 @@ pytestmark = [
 ]
 
 
-every_kind = pytest.mark.parametrize("name", ["deit_dge_s124_tiny_patch16_256", "pvt_dge_s124_tiny_256"])
+every_kind = pytest.mark.parametrize(
+    "name", ["deit_dge_s124_tiny_patch16_256", "pvt_dge_s124_tiny_256", "dpvt_dge_s124_tiny_256"]
+)
 
 
 def _case(name: str) -> tuple[nn.Module, torch.Tensor]:
     """A small model, and images for it, on the CPU."""
-    size = 64 if name.startswith("pvt") else 32
+    size = 64 if "pvt" in name else 32
     return build_small(name), torch.randn(4, 3, size, size)
 
 

@@ -119,7 +119,8 @@ def test_dynamic_counts_agree_with_torchs_counter(monkeypatch: pytest.MonkeyPatc
     assert queries != [tokens] * 2
     uncounted = sum(48 * (tokens + q) + q * (3 * tokens * 3 + 4 * 48) + 4 * 48 * 4 for q in queries)
     assert (result.macs[0].item() - uncounted) * 2 == pytest.approx(_flops(model, images), rel=0.01)
-    by_formula = _counted_by_formula(model, queries, tokens, pooled=48 * 5)
+    routers = 2 * 4 * 48 * 3  # layers, regions, channels, splits
+    by_formula = _counted_by_formula(model, queries, tokens, pooled=48 * 5) + 2 * routers
     assert by_formula == pytest.approx(_flops(model, images), rel=1e-6)
 
 

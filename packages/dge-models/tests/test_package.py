@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,10 @@ SOURCE = Path(str(files(dge_models)))
 def test_public_names_exist_and_are_sorted() -> None:
     assert dge_models.__all__ == sorted(dge_models.__all__)
     assert all(hasattr(dge_models, name) for name in dge_models.__all__)
+
+
+def test_the_version_is_one() -> None:
+    assert re.fullmatch(r"\d+(\.\w+)*(\+\w+)?", dge_models.__version__)
 
 
 def test_types_are_shipped() -> None:

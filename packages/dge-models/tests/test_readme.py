@@ -20,8 +20,8 @@ def table_row(name: str) -> str:
     with torch.device("meta"):
         model = timm.create_model(name)
     macs = model_macs(model, token_grid(model, torch.empty(1, 3, 256, 256, device="meta")))
-    stages = model.stages if name.startswith("pvt") else [model]
-    regions = {"deit": [4 * 4], "pvt": [16 * 16, 8 * 8, 4 * 4, 2 * 2]}[name.split("_")[0]]
+    stages = model.stages if "pvt" in name else [model]
+    regions = {"deit": [4 * 4], "pvt": [16 * 16, 8 * 8, 4 * 4, 2 * 2]}["pvt" if "pvt" in name else "deit"]
     fewest = [
         stage.num_prefix_tokens + count for stage, count in zip(stages, regions, strict=True) for _ in stage.blocks
     ]

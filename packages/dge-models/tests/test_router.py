@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from dge_models.router import Router, deterministic_routing, gumbel_noise, region_means, split_costs
 
@@ -154,3 +157,56 @@ def test_logits_without_noise_are_reported() -> None:
 def test_costs_of_splits() -> None:
     assert split_costs((4, 2, 1)).tolist() == [1.0, 0.25, 0.0625]
     assert split_costs((2, 1)).tolist() == [1.0, 0.25]
+
+
+class _Same(nn.Linear):
+    """Not plain, and no different."""
+
+
+def _hooked(gate: nn.Linear) -> None:
+    gate.register_forward_hook(lambda module, args, out: None)
+
+
+def _pruned(gate: nn.Linear) -> None:
+    prune.random_unstructured(gate, "weight", amount=0)
+
+
+def _normalised(gate: nn.Linear) -> None:
+    parametrizations.weight_norm(gate)
+
+
+def _subclassed(gate: nn.Linear) -> None:
+    gate.__class__ = _Same
+
+
+@pytest.mark.parametrize("how", [_hooked, _pruned, _normalised, _subclassed])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_gate_that_is_not_plain_is_called(how: Callable[[nn.Linear], None], dtype: torch.dtype) -> None:
+    router = Router(8, dtype=dtype)
+    with torch.no_grad():
+        router.gate.weight.normal_()
+        router.gate.bias.zero_()
+    x = torch.randn(2, 65, 8, dtype=dtype)
+    logits, choice = router.logits(x, (8, 8), 1), router.choose(x, (8, 8), 1)
+    how(router.gate)
+    got = router.logits(x, (8, 8), 1)
+    assert got.dtype == logits.dtype
+    tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5  # called in its own dtype
+    torch.testing.assert_close(got, logits, atol=tolerance, rtol=tolerance)
+    assert router.choose(x, (8, 8), 1).dtype == torch.uint8
+    assert torch.equal(router.choose(x, (8, 8), 1).long(), got.argmax(-1))
+    if dtype != torch.bfloat16:
+        assert torch.equal(router.choose(x, (8, 8), 1), choice)
+
+
+def test_what_a_hook_does_to_a_gate_is_what_is_chosen() -> None:
+    router, x = Router(8).eval(), torch.randn(2, 16, 8)
+    assert router.choose(x, (4, 4)).unique().tolist() == [0]
+    router.gate.register_forward_hook(lambda module, args, out: out + torch.tensor([0.0, 0.0, 100.0]))
+    assert router.choose(x, (4, 4)).unique().tolist() == [2]
+    assert router(x, (4, 4)).choice.unique().tolist() == [2]
+
+
+def test_logits_have_a_shape_on_the_meta_device() -> None:
+    router = Router(8, device="meta")
+    assert router.logits(torch.randn(2, 16, 8, device="meta"), (4, 4)).shape == (2, 1, 1, 3)

@@ -15,8 +15,8 @@ def test_nothing_stands_against_plain_models() -> None:
 
 def test_unknown_classes_and_ours_are_named() -> None:
     assert reason_against(nn.Linear(1, 1)) == (
-        "got Linear; expected timm's VisionTransformer or VisionTransformerDistilled, other classes have blocks of "
-        "their own"
+        "got Linear; expected timm's VisionTransformer, VisionTransformerDistilled or Eva, other classes have blocks "
+        "of their own"
     )
     with torch.device("meta"):
         pyramid = timm.create_model("pvt_tiny_256")

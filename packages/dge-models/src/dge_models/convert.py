@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dge_models.encoder import DropPathMode, TrainingMode
+from dge_models.families import family_of
+from dge_models.projections import copied
+from dge_models.recorded_arguments import record_base
 from dge_models.reference_keys import accept_reference_keys
+from dge_models.routed import RoutedTransformer, route_blocks, routed_blocks
 from dge_models.unconvertible import reason_against
-from dge_models.vit import (
-    DGEVisionTransformer,
-    DGEVisionTransformerDistilled,
-    route_blocks,
-    routed_blocks,
-)
 
 __all__ = ["from_timm"]
-
-_CLASSES: dict[type[nn.Module], type[DGEVisionTransformer] | type[DGEVisionTransformerDistilled]] = {
-    VisionTransformer: DGEVisionTransformer,
-    VisionTransformerDistilled: DGEVisionTransformerDistilled,
-}
 
 
 def from_timm(
@@ -36,7 +26,7 @@ def from_timm(
     *,
     training_mode: TrainingMode = "dense",
     drop_path_mode: DropPathMode = "image",
-) -> DGEVisionTransformer | DGEVisionTransformerDistilled:
+) -> RoutedTransformer:
     """Give a timm vision transformer routed blocks.
 
     The result is a copy with all of the model's weights under their names, and a router in each chosen
@@ -44,10 +34,14 @@ def from_timm(
     result computes what `model` computes, whatever the scale of its tokens, until it is trained. (Small
     random weights, as a model from scratch gets, would not promise that for tokens of large norm.)
 
+    Of a model from ``timm.create_model`` the result knows its name (``base_architecture``), and its
+    ``pretrained_cfg`` names :func:`~dge_models.dge_vit`, so that :func:`save_pretrained` can save it.
+
     Args:
         model: timm's ``VisionTransformer`` or ``VisionTransformerDistilled``: DeiT, DeiT III, AugReg ViT,
             CLIP and SigLIP towers, DINOv2, with or without class token, registers, layer scale, norms of
-            queries and keys or gated MLPs. It is left as it is.
+            queries and keys or gated MLPs; or its ``Eva``: EVA-02, DINOv3, Perception Encoder and other ViTs with
+            rotary embeddings. Its linear layers may be changed already (adapters, int8, pruning). It is left as it is.
         splits: Queries per region side, finest first; the first is the region's side in tokens.
         layers: Indices of the blocks that route, negative ones from the end; None means all.
         training_mode: "dense" or "sparse", see :class:`DGEBlock`.
@@ -65,11 +59,12 @@ def from_timm(
     reason = reason_against(model)
     if reason is not None:
         raise ValueError(f"model: {reason}")
-    converted: Any = copy.deepcopy(model)
+    converted: Any = copied(model)
     route_blocks(converted, splits=splits, layers=layers, training_mode=training_mode, drop_path_mode=drop_path_mode)
     with torch.no_grad():
         for block in routed_blocks(converted):
             block.router.gate.weight.zero_()
-    converted.__class__ = _CLASSES[type(model)]
+    converted.__class__ = family_of(model).converts[type(model)]
+    record_base(converted)
     accept_reference_keys(converted)
-    return cast(DGEVisionTransformer | DGEVisionTransformerDistilled, converted)
+    return cast(RoutedTransformer, converted)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as timm_filter
 from torch import Tensor
 
 from dge_models.reference_keys import refuse_misfit, to_timm_keys
-from dge_models.registration import create, data_config
+from dge_models.registration import create, data_config, register
 from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
 
 __all__ = ["checkpoint_filter_fn"]
@@ -45,78 +45,29 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Tensor], model: VisionTransfor
     return filtered
 
 
-def _create(
-    variant: str, size: str, model_class: type[VisionTransformer], pretrained: bool, kwargs: dict[str, Any]
-) -> VisionTransformer:
-    settings = {"patch_size": 16, "depth": 12, **_WIDTHS[size], **kwargs}
-    return create(model_class, variant, pretrained, checkpoint_filter_fn, 3, settings)
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return data_config("patch_embed.proj", **kwargs)
-
+_KINDS: dict[str, tuple[type[VisionTransformer], str]] = {
+    "deit_{}_patch16_256": (VisionTransformer, "timm's plain model, to compare with"),
+    "deit_dge_s124_{}_patch16_256": (DGEVisionTransformer, "with Dynamic Grained Encoder blocks"),
+    "deit_dge_s124_{}_distilled_patch16_256": (
+        DGEVisionTransformerDistilled,
+        "with Dynamic Grained Encoder blocks, two prefix tokens and two heads",
+    ),
+}
+_MODELS = {pattern.format(size): (size, *kind) for pattern, kind in _KINDS.items() for size in _WIDTHS}
 
 default_cfgs = generate_default_cfgs(
     {
-        **{f"deit_{size}_patch16_256": _cfg() for size in _WIDTHS},
-        **{f"deit_dge_s124_{size}_patch16_256": _cfg() for size in _WIDTHS},
-        **{f"deit_dge_s124_{size}_distilled_patch16_256": _cfg(classifier=("head", "head_dist")) for size in _WIDTHS},
+        name: data_config("patch_embed.proj", **({"classifier": ("head", "head_dist")} if "distilled" in name else {}))
+        for name in _MODELS
     }
 )
 
 
-@register_model
-def deit_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-Ti: width 192, 3 heads; timm's plain model, to compare with."""
-    return _create("deit_tiny_patch16_256", "tiny", VisionTransformer, pretrained, kwargs)
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> VisionTransformer:
+    size, model_class, _ = _MODELS[name]
+    settings = {"patch_size": 16, "depth": 12, **_WIDTHS[size], **kwargs}
+    return create(model_class, name, pretrained, checkpoint_filter_fn, 3, settings)
 
 
-@register_model
-def deit_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-S: width 384, 6 heads; timm's plain model, to compare with."""
-    return _create("deit_small_patch16_256", "small", VisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def deit_base_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-B: width 768, 12 heads; timm's plain model, to compare with."""
-    return _create("deit_base_patch16_256", "base", VisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def deit_dge_s124_tiny_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-Ti with Dynamic Grained Encoder blocks."""
-    return _create("deit_dge_s124_tiny_patch16_256", "tiny", DGEVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def deit_dge_s124_small_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-S with Dynamic Grained Encoder blocks."""
-    return _create("deit_dge_s124_small_patch16_256", "small", DGEVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def deit_dge_s124_base_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT-B with Dynamic Grained Encoder blocks."""
-    return _create("deit_dge_s124_base_patch16_256", "base", DGEVisionTransformer, pretrained, kwargs)
-
-
-@register_model
-def deit_dge_s124_tiny_distilled_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Distilled DeiT-Ti with Dynamic Grained Encoder blocks: two prefix tokens, two heads."""
-    name = "deit_dge_s124_tiny_distilled_patch16_256"
-    return _create(name, "tiny", DGEVisionTransformerDistilled, pretrained, kwargs)
-
-
-@register_model
-def deit_dge_s124_small_distilled_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Distilled DeiT-S with Dynamic Grained Encoder blocks: two prefix tokens, two heads."""
-    name = "deit_dge_s124_small_distilled_patch16_256"
-    return _create(name, "small", DGEVisionTransformerDistilled, pretrained, kwargs)
-
-
-@register_model
-def deit_dge_s124_base_distilled_patch16_256(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Distilled DeiT-B with Dynamic Grained Encoder blocks: two prefix tokens, two heads."""
-    name = "deit_dge_s124_base_distilled_patch16_256"
-    return _create(name, "base", DGEVisionTransformerDistilled, pretrained, kwargs)
+for _name, (_size, _, _doc) in _MODELS.items():
+    register(__name__, _name, f"DeiT-{_size.capitalize()}: {_doc}.", _create)

@@ -8,17 +8,19 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from dge_models.routing import check_splits, patch_sides, region_grid
 
-__all__ = ["draw_granularity", "draw_heat_map", "enlarge", "split_colors", "token_share"]
+__all__ = ["draw_granularity", "draw_groups", "draw_heat_map", "enlarge", "split_colors", "token_share"]
 
 _Color = tuple[int, int, int]
 # From few queries to many; distinguishable with the common kinds of colour blindness.
 _RAMP: tuple[_Color, ...] = ((72, 88, 240), (22, 184, 168), (255, 138, 0))
 # Opacity of a patch's fill, of the lines between patches, and of the frame around a region.
 _TINT, _LINE, _FRAME = 56, 150, 255
+# Brightness of the lines between merged groups.
+_EDGE = 0.35
 
 
 def _ramp(position: float) -> _Color:
@@ -204,3 +206,39 @@ def draw_heat_map(
     heat = to_pil_image(colors.permute(2, 0, 1))
     heat = heat.resize(picture.size, Image.Resampling.NEAREST)
     return Image.blend(picture.convert("L").convert("RGB"), heat, 0.5)
+
+
+def draw_groups(image: Image.Image | Tensor, assignment: Tensor, *, size: int = 384) -> Image.Image:
+    """Draw one block's groups over an image: every group in the mean colour of its tokens, with lines between groups.
+
+    Args:
+        image: A picture, or a tensor [1 or 3, H, W] with values in [0, 1] or uint8.
+        assignment: Integer [rows, columns] of the token grid, what ``trace`` returns for one image and block of a model
+            that merges.
+        size: Pixels that the longer side of the result has at least.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        ValueError: An argument has the wrong shape, type or range.
+    """
+    if assignment.ndim != 2 or not assignment.numel() or assignment.is_floating_point():
+        got = f"{assignment.dtype} {tuple(assignment.shape)}"
+        raise ValueError(f"assignment: got {got}; expected an integer map [rows, columns] of one image")
+    picture = enlarge(image, size)
+    rows, cols = assignment.shape
+    groups = assignment.cpu().long()
+    tokens = pil_to_tensor(picture.resize((cols, rows), Image.Resampling.BOX)).flatten(1).T.float()
+    count = int(groups.max()) + 1
+    sums = torch.zeros(count, 3).index_add(0, groups.flatten(), tokens)
+    sizes = torch.zeros(count).index_add(0, groups.flatten(), torch.ones(rows * cols))
+    means = (sums / sizes.clamp_min(1).unsqueeze(1))[groups]
+    y = (torch.arange(picture.height) * rows // picture.height).clamp_max(rows - 1)
+    x = (torch.arange(picture.width) * cols // picture.width).clamp_max(cols - 1)
+    pixels, own = means[y][:, x], groups[y][:, x]
+    edge = torch.zeros_like(own, dtype=torch.bool)
+    edge[1:] |= own[1:] != own[:-1]
+    edge[:, 1:] |= own[:, 1:] != own[:, :-1]
+    pixels[edge] *= _EDGE
+    return Image.fromarray(pixels.round().to(torch.uint8).numpy(), "RGB")

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from dge_models.encoder import DGEBlock
 from dge_models.evaluating import evaluating
-from dge_models.pvt import PyramidVisionTransformer
+from dge_models.families import family_of
+from dge_models.finding import find_model
+from dge_models.projections import linear_shape, linear_shapes
 from dge_models.routed import RoutedModel
 from dge_models.routing import Routing, region_grid
 
-__all__ = ["LayerMacs", "MacCount", "ModelMacs", "count_from_routings", "count_macs", "model_macs", "token_grid"]
+__all__ = [
+    "CountsMacs",
+    "LayerMacs",
+    "MacCount",
+    "ModelMacs",
+    "count_from_routings",
+    "count_macs",
+    "head_macs",
+    "mlp_macs",
+    "model_macs",
+    "router_macs",
+    "single_grid_macs",
+    "token_grid",
+]
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,15 @@ class ModelMacs:
         """With as many queries as tokens in every block."""
         return self.outside + sum(layer.static for layer in self.layers)
 
+    def count(self, layers: Tensor) -> MacCount:
+        """The count of B images whose blocks computed `layers`, float64 [L, B]."""
+        return MacCount(
+            layers=layers,
+            static_layers=torch.tensor([float(layer.static) for layer in self.layers], dtype=torch.float64),
+            total=layers.sum(0) + self.outside,
+            static_total=float(self.static),
+        )
+
 
 @dataclass(frozen=True)
 class MacCount:
@@ -67,57 +90,29 @@ class MacCount:
     static_total: float
 
 
-def _mlp_macs(mlp: nn.Module) -> int:
-    linears = [module for module in mlp.modules() if isinstance(module, nn.Linear)]
-    if not linears:
+@runtime_checkable
+class CountsMacs(Protocol):
+    """A model whose work depends on more than its routings."""
+
+    def count_macs(self, images: Tensor) -> MacCount:
+        """See :func:`count_macs`."""
+        ...
+
+
+def mlp_macs(mlp: nn.Module) -> int:
+    """The MACs of an MLP per token, with one for each of its first layer's outputs; a ValueError if it has no layer."""
+    shapes = list(linear_shapes(mlp))
+    if not shapes:
         raise ValueError(f"model: an MLP of type {type(mlp).__name__} has no linear layer; its MACs are unknown")
-    return sum(linear.in_features * linear.out_features for linear in linears) + linears[0].out_features
+    return sum(inputs * outputs for inputs, outputs in shapes) + shapes[0][1]
 
 
-def _layer_macs(block: Any, num_tokens: int, grid: tuple[int, int]) -> LayerMacs:
-    """Norms C per row, projections, both attention products, softmax 3 per score, MLP with activation."""
-    attn: Any = block.attn
-    width, inner = attn.qkv.in_features, attn.num_heads * attn.head_dim
-    gate = inner * width if getattr(attn, "gate", None) is not None else 0
-    fixed = num_tokens * (width + 2 * width * inner)
-    attention = num_tokens * (2 * inner + 3 * attn.num_heads)
-    per_query = width + 2 * width * inner + gate + attention + _mlp_macs(block.mlp)
-    return LayerMacs(fixed + _router_macs(block, width, grid), per_query, num_tokens)
-
-
-def _router_macs(block: nn.Module, width: int, grid: tuple[int, int]) -> int:
+def router_macs(block: nn.Module, width: int, grid: tuple[int, int]) -> int:
+    """The MACs of a block's router per image; 0 without one."""
     if not isinstance(block, DGEBlock):
         return 0
     rows, cols = region_grid(grid, block.router.splits)
     return rows * cols * width * (1 + len(block.router.splits))
-
-
-def _reduced_layer_macs(block: Any, num_tokens: int, grid: tuple[int, int]) -> LayerMacs:
-    """As :func:`_layer_macs`, over the tokens that are left after a spatial reduction, and the reduction itself."""
-    attn: Any = block.attn
-    width, keys, reduction = attn.q.in_features, num_tokens, 0
-    if attn.sr is not None:
-        keys = (grid[0] // attn.sr.stride[0]) * (grid[1] // attn.sr.stride[1])
-        reduction = keys * (attn.sr.weight.numel() + width)
-    fixed = num_tokens * width + reduction + 2 * keys * width**2 + _router_macs(block, width, grid)
-    per_query = width + 2 * width**2 + keys * (2 * width + 3 * attn.num_heads) + _mlp_macs(block.mlp)
-    return LayerMacs(fixed, per_query, num_tokens)
-
-
-def _pyramid_macs(model: PyramidVisionTransformer, grid: tuple[int, int]) -> ModelMacs:
-    layers: list[LayerMacs] = []
-    routed: list[bool] = []
-    head = model.head
-    outside = head.in_features * head.out_features if isinstance(head, nn.Linear) else 0
-    for index, stage in enumerate(model.stages):
-        if index:
-            patch = stage.patch_embed.patch_size
-            grid = (grid[0] // patch[0], grid[1] // patch[1])
-        outside += grid[0] * grid[1] * (stage.patch_embed.proj.weight.numel() + stage.pos_embed.shape[-1])
-        num_tokens = stage.num_prefix_tokens + grid[0] * grid[1]
-        layers += [_reduced_layer_macs(block, num_tokens, grid) for block in stage.blocks]
-        routed += [isinstance(block, DGEBlock) for block in stage.blocks]
-    return ModelMacs(tuple(layers), tuple(routed), outside)
 
 
 def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
@@ -126,40 +121,55 @@ def token_grid(model: nn.Module, images: Tensor) -> tuple[int, int]:
     Raises:
         ValueError: The model is of a kind whose grid is not known.
     """
-    if isinstance(model, PyramidVisionTransformer):
-        embed: Any = model.stages[0].patch_embed
-    elif isinstance(model, VisionTransformer):
-        embed = model.patch_embed
-    else:
-        raise _unknown(model)
-    rows, cols = embed.dynamic_feat_size((images.shape[2], images.shape[3]))
-    return rows, cols
+    return family_of(model).token_grid(model, (images.shape[2], images.shape[3]))
 
 
-def _unknown(model: nn.Module) -> ValueError:
-    return ValueError(
-        f"model: got {type(model).__name__}; expected a vision transformer or pyramid (of a wrapper such as "
-        "DDP, pass the module inside)"
-    )
+def head_macs(head: nn.Module | None) -> int:
+    """The MACs of a classifier per image; 0 of what is no linear layer."""
+    shape = linear_shape(head)
+    return 0 if shape is None else shape[0] * shape[1]
 
 
-def _head_macs(model: VisionTransformer, num_tokens: int) -> int:
-    heads = (getattr(model, name, None) for name in ("head", "head_dist"))
-    macs = sum(head.in_features * head.out_features for head in heads if isinstance(head, nn.Linear))
+def _head_macs(model: Any, num_tokens: int) -> int:
+    macs = sum(head_macs(getattr(model, name, None)) for name in ("head", "head_dist"))
     pool = model.attn_pool
     if pool is None:
         return macs
     if type(pool) is not AttentionPoolLatent:
         raise ValueError(f"model: pools with {type(pool).__name__}; MACs are known for AttentionPoolLatent")
-    tokens = num_tokens if model.pool_include_prefix else num_tokens - model.num_prefix_tokens
+    tokens = num_tokens if getattr(model, "pool_include_prefix", True) else num_tokens - model.num_prefix_tokens
     latents, width = pool.latent.shape[1], pool.kv.in_features
     inner = pool.num_heads * pool.head_dim
     attention = latents * tokens * (2 * inner + 3 * pool.num_heads)
     return (
         macs
         + tokens * width * 2 * inner
-        + latents * (width * inner + inner * pool.proj.out_features + _mlp_macs(pool.mlp))
+        + latents * (width * inner + inner * pool.proj.out_features + mlp_macs(pool.mlp))
         + attention
+    )
+
+
+def single_grid_macs(
+    model: Any, grid: tuple[int, int], layer_macs: Callable[[Any, int, tuple[int, int]], LayerMacs]
+) -> ModelMacs:
+    """The MACs of a transformer on one token grid, with timm's names of its parts.
+
+    Args:
+        model: Patches, blocks and heads are counted.
+        grid: (H, W).
+        layer_macs: Counts a block, from the block, the number of its tokens, and the grid.
+
+    Raises:
+        ValueError: The patch embedding, the pooling or an MLP is of a kind whose MACs are not known.
+    """
+    if not isinstance(model.patch_embed, PatchEmbed):
+        raise ValueError(f"model: embeds with {type(model.patch_embed).__name__}; expected timm's PatchEmbed")
+    num_tokens = model.num_prefix_tokens + grid[0] * grid[1]
+    patches = grid[0] * grid[1] * model.patch_embed.proj.weight.numel()
+    return ModelMacs(
+        layers=tuple(layer_macs(block, num_tokens, grid) for block in model.blocks),
+        routed=tuple(isinstance(block, DGEBlock) for block in model.blocks),
+        outside=patches + _head_macs(model, num_tokens),
     )
 
 
@@ -186,19 +196,7 @@ def model_macs(model: nn.Module, grid: tuple[int, int]) -> ModelMacs:
     Raises:
         ValueError: The model, its patch embedding, pooling or MLP is of a kind whose MACs are not known.
     """
-    if isinstance(model, PyramidVisionTransformer):
-        return _pyramid_macs(model, grid)
-    if not isinstance(model, VisionTransformer):
-        raise _unknown(model)
-    if not isinstance(model.patch_embed, PatchEmbed):
-        raise ValueError(f"model: embeds with {type(model.patch_embed).__name__}; expected timm's PatchEmbed")
-    num_tokens = model.num_prefix_tokens + grid[0] * grid[1]
-    patches = grid[0] * grid[1] * model.patch_embed.proj.weight.numel()
-    return ModelMacs(
-        layers=tuple(_layer_macs(block, num_tokens, grid) for block in model.blocks),
-        routed=tuple(isinstance(block, DGEBlock) for block in model.blocks),
-        outside=patches + _head_macs(model, num_tokens),
-    )
+    return family_of(model).model_macs(model, grid)
 
 
 def count_from_routings(model: nn.Module, routings: Sequence[Routing], grid: tuple[int, int], batch: int) -> MacCount:
@@ -212,13 +210,7 @@ def count_from_routings(model: nn.Module, routings: Sequence[Routing], grid: tup
             rows.append(torch.full((batch,), float(layer.static), dtype=torch.float64))
         else:
             rows.append(queries.cpu() * layer.per_query + layer.fixed)
-    layers = torch.stack(rows)
-    return MacCount(
-        layers=layers,
-        static_layers=torch.tensor([float(layer.static) for layer in macs.layers], dtype=torch.float64),
-        total=layers.sum(0) + macs.outside,
-        static_total=float(macs.static),
-    )
+    return macs.count(torch.stack(rows))
 
 
 def count_macs(model: nn.Module, images: Tensor) -> MacCount:
@@ -226,7 +218,8 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
 
     Args:
         model: Of this package, or timm's ``VisionTransformer``; without routed blocks dynamic and static
-            counts agree. Its training mode is restored.
+            counts agree. Or a module that holds one of them; the model is counted, not what is around it. Its
+            training mode is restored.
         images: [B, C, H, W].
 
     Returns:
@@ -235,6 +228,10 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
     Raises:
         ValueError: The model's MACs are not known.
     """
+    model = find_model(model)
+    if isinstance(model, CountsMacs):
+        with evaluating(model), torch.no_grad():
+            return model.count_macs(images)
     grid = token_grid(model, images)
     routings: list[Routing] = []
     if isinstance(model, RoutedModel):

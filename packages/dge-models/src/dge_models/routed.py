@@ -1,21 +1,31 @@
-"""What all models with routed blocks have in common: one call that also returns the routings."""
+"""What all models with routed blocks have in common, and what those on one token grid have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
-from dge_models.encoder import DGEBlock
+from dge_models.encoder import DGEBlock, DropPathMode, TrainingMode
+from dge_models.listening import listening_to
+from dge_models.recorded_arguments import RecordedArguments
 from dge_models.routing import Routing
+from dge_models.single_grid import SingleGridTransformer, refuse_masks
 
-__all__ = ["RoutedModel", "noise_per_block", "routed_blocks", "run_routed"]
+__all__ = [
+    "RoutedModel",
+    "RoutedTransformer",
+    "noise_per_block",
+    "route_blocks",
+    "routed_blocks",
+    "run_routed",
+]
 
 
-class RoutedModel(nn.Module):
+class RoutedModel(RecordedArguments):
     """A model whose ``forward(images, *, noise=None, return_routing=False)`` routes its blocks."""
 
     def forward_routed(self, images: Tensor, *, noise: Sequence[Tensor] | None = None) -> tuple[Tensor, list[Routing]]:
@@ -50,7 +60,7 @@ def noise_per_block(noise: Sequence[Tensor] | None, routed: int) -> Iterator[Ten
         ValueError: There are more or fewer tensors than routed blocks.
     """
     if noise is None:
-        return repeat(None, routed)
+        return iter([None] * routed)
     if len(noise) != routed:
         raise ValueError(f"noise: got {len(noise)} tensors; expected one per routed block, {routed}")
     return iter(noise)
@@ -65,27 +75,208 @@ def run_routed(
     noise: Tensor | None,
     return_routing: bool,
     checkpointing: bool,
+    positions: Any = None,
 ) -> Any:
-    """Call a routed block, within gradient checkpointing if wanted.
+    """What a routed block returns, called within gradient checkpointing if wanted; see there for the arguments.
 
-    Args:
-        block: What to call.
-        x: [B, T + H·W, C] tokens.
-        grid: (H, W).
-        num_prefix_tokens: T.
-        noise: The block's Gumbel noise, or None.
-        return_routing: As in the block.
-        checkpointing: Recompute the block in the backward pass.
-
-    Returns:
-        What the block returns.
+    Whoever listens to the block, see :func:`dge_models.collect_routings`, is told what it routed.
     """
+    if block.training or block.fixed_layout is None:
+        refuse_tracing()
+    listeners = listening_to(block)
+    wanted = return_routing or bool(listeners)
+    out = _call_block(block, x, grid, num_prefix_tokens, noise, wanted, checkpointing, positions)
+    for listener in listeners:
+        listener.add(block, out[1])
+    return out if return_routing or not wanted else out[0]
+
+
+def refuse_tracing() -> None:
+    """A RuntimeError inside ``torch.jit.trace``, which would take one image's number of queries for all images'."""
+    if not torch.compiler.is_compiling() and torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(
+            "torch.jit.trace: got a model with dynamic queries, whose number it would record as a constant; expected "
+            "fixed ones in evaluation, use set_fixed_queries (or torch.export)"
+        )
+
+
+def _call_block(
+    block: DGEBlock,
+    x: Tensor,
+    grid: tuple[int, int],
+    num_prefix_tokens: int,
+    noise: Tensor | None,
+    return_routing: bool,
+    checkpointing: bool,
+    positions: Any,
+) -> Any:
     if not checkpointing:
-        return block(x, grid, num_prefix_tokens, noise=noise, return_routing=return_routing)
+        return block(x, grid, num_prefix_tokens, positions=positions, noise=noise, return_routing=return_routing)
     # Drawn out here, so that the recomputation in the backward pass routes as the forward pass did.
     if noise is None and block.training:
         noise = block.router.draw_noise(x.shape[0], grid, x.device)
     # The re-entrant kind would cut the routing off from the graph.
     return checkpoint(
-        block, x, grid, num_prefix_tokens, noise=noise, return_routing=return_routing, use_reentrant=False
+        block,
+        x,
+        grid,
+        num_prefix_tokens,
+        positions=positions,
+        noise=noise,
+        return_routing=return_routing,
+        use_reentrant=False,
     )
+
+
+def route_blocks(
+    model: Any,
+    *,
+    splits: tuple[int, ...],
+    layers: Iterable[int] | None,
+    training_mode: TrainingMode,
+    drop_path_mode: DropPathMode,
+) -> None:
+    """Turn blocks of a transformer on one token grid into routed ones, in place.
+
+    Args:
+        model: Whose ``blocks`` to change.
+        splits: Queries per region side, finest first.
+        layers: Indices of the blocks that route, negative ones from the end; None means all.
+        training_mode: "dense" or "sparse".
+        drop_path_mode: "query" or "image".
+
+    Raises:
+        ValueError: An index is out of range or occurs twice, tokens are dropped between the patch embedding
+            and the blocks, the image is smaller than a patch, or a block can't be routed.
+    """
+    depth = len(model.blocks)
+    wanted = list(range(depth)) if layers is None else [int(layer) for layer in layers]
+    if any(not -depth <= layer < depth for layer in wanted):
+        raise ValueError(f"layers: got {wanted}; expected indices of the model's {depth} blocks")
+    wanted = [layer % depth for layer in wanted]
+    if len(set(wanted)) < len(wanted):
+        raise ValueError(f"layers: got {wanted}; expected each block at most once")
+    if not isinstance(model.patch_drop, nn.Identity | None):
+        raise ValueError("patch_drop_rate: got patch dropout; expected 0, regions need the whole token grid")
+    grid = model.patch_embed.grid_size
+    if grid is not None and min(grid) < 1:
+        size, patch = model.patch_embed.img_size, model.patch_embed.patch_size
+        raise ValueError(f"img_size: got {size}; expected at least one patch of {patch}")
+    for layer in sorted(wanted):
+        model.blocks[layer] = DGEBlock.adopt(
+            model.blocks[layer],
+            f"blocks.{layer}",
+            splits=splits,
+            training_mode=training_mode,
+            drop_path_mode=drop_path_mode,
+        )
+
+
+class RoutedTransformer(RoutedModel, SingleGridTransformer):
+    """What a model with routed blocks adds to one of timm's transformers on one token grid.
+
+    A loop over the blocks that hands them the grid and gives their routings back. It stands in front of timm's class
+    among the bases and takes that class's attributes: ``patch_embed``, ``blocks``, ``norm``, and so on. A family whose
+    embedding or whose blocks differ overrides :meth:`_place`, :meth:`_positions` or :meth:`_run_plain`.
+
+    Args:
+        *args: What timm's class takes.
+        splits: Queries per region side, finest first; the first is the region's side in tokens.
+        layers: Indices of the blocks that route; None means all. The others stay timm's.
+        training_mode: "dense" or "sparse", see :class:`DGEBlock`.
+        drop_path_mode: "query" or "image", see :class:`DGEBlock`.
+        **kwargs: What timm's class takes.
+
+    Raises:
+        ValueError: As in :func:`route_blocks`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        splits: tuple[int, ...] = (4, 2, 1),
+        layers: Iterable[int] | None = None,
+        training_mode: TrainingMode = "dense",
+        drop_path_mode: DropPathMode = "query",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        route_blocks(self, splits=splits, layers=layers, training_mode=training_mode, drop_path_mode=drop_path_mode)
+
+    def forward(
+        self,
+        x: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        *,
+        noise: Sequence[Tensor] | None = None,
+        return_routing: bool = False,
+    ) -> Any:
+        """Classify images.
+
+        Args:
+            x: [B, C, H, W] images.
+            attn_mask: Not supported: a pooled query stands for several tokens.
+            is_causal: Not supported, for the same reason.
+            noise: As in :meth:`forward_routed`.
+            return_routing: Return (logits, routings) instead of the logits. Through this argument the
+                routings also come out of wrappers that know ``forward`` alone, such as DDP.
+
+        Returns:
+            What timm's model returns; with `return_routing` and one :class:`Routing` per routed block.
+
+        Raises:
+            ValueError: The images are not [B, C, H, W] or smaller than a patch, `noise` doesn't fit, or a
+                mask is given.
+        """
+        # torch.fx passes a proxy for every argument; what has a default keeps it in the traced graph.
+        if not isinstance(x, torch.fx.Proxy):
+            refuse_masks(attn_mask, is_causal)
+        else:
+            noise, return_routing = None, False
+        x, grid, positions = self._embed(x)
+        x, routings, _ = self._run_blocks(x, grid, positions, noise=noise, return_routing=return_routing)
+        x = self.forward_head(self.norm(x))
+        return (x, routings) if return_routing else x
+
+    def _run_plain(self, block: nn.Module, x: Tensor, positions: Any) -> Tensor:
+        """A block that does not route, on tokens [B, T + H·W, C]."""
+        tokens: Tensor = checkpoint(block, x) if self.grad_checkpointing else block(x)
+        return tokens
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        grid: tuple[int, int],
+        positions: Sequence[Any],
+        *,
+        noise: Sequence[Tensor] | None = None,
+        return_routing: bool = False,
+        keep: Container[int] = (),
+        depth: int | None = None,
+    ) -> tuple[Tensor, list[Routing], list[Tensor]]:
+        """Tokens after the first `depth` blocks, the routings, and the tokens after the blocks in `keep`."""
+        pending = noise_per_block(noise, sum(isinstance(block, DGEBlock) for block in self.blocks))
+        routings: list[Routing] = []
+        kept: list[Tensor] = []
+        blocks: Sequence[nn.Module] = list(self.blocks)
+        for index, block in enumerate(blocks[:depth]):
+            if isinstance(block, DGEBlock):
+                x = run_routed(
+                    block,
+                    x,
+                    grid,
+                    self.num_prefix_tokens,
+                    noise=next(pending),
+                    return_routing=return_routing,
+                    checkpointing=self.grad_checkpointing,
+                    positions=positions[index],
+                )
+                if return_routing:
+                    x, routing = x
+                    routings.append(routing)
+            else:
+                x = self._run_plain(block, x, positions[index])
+            if index in keep:
+                kept.append(x)
+        return x, routings, kept

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from timm.layers.weight_init import trunc_normal_
 from torch import Tensor, nn
 
 from dge_kernels import route
+from dge_models.projections import is_plain, placement
 from dge_models.routing import Routing, check_splits, region_grid, straight_through
 
 __all__ = ["Router", "deterministic_routing", "gumbel_noise", "region_means", "split_costs"]
@@ -71,7 +73,8 @@ def split_costs(splits: tuple[int, ...]) -> Tensor:
 class Router(nn.Module):
     """Chooses one split per region from the region's mean token.
 
-    Logits, noise and softmax are float32 whatever the model's dtype or autocast.
+    Logits, noise and softmax are float32 whatever the model's dtype or autocast. A gate that something has changed
+    (an adapter, quantisation, a hook) is called, in its own dtype.
 
     Source: Song et al., NeurIPS 2021, section 3.1; the initialisation is the reference's.
 
@@ -100,20 +103,41 @@ class Router(nn.Module):
         self.gate = nn.Linear(dim, len(self.splits), device=device, dtype=dtype)
         # A tensor and no number, so that a compiled model takes another value without being compiled again.
         self.register_buffer("shift", None, persistent=False)
+        self._shift_amount: float | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw small weights, and biases that give the finest split a probability of 0.95."""
+        """Draw small weights, and biases that give the finest split a probability of 0.95; keep a shift of training."""
         n = len(self.splits)
         bias = 0.5 * math.log(_FINEST_PROBABILITY * (n - 1) / (1 - _FINEST_PROBABILITY)) if n > 1 else 0.0
         with torch.no_grad():
             trunc_normal_(self.gate.weight, std=0.01)
             self.gate.bias.fill_(-bias)
             self.gate.bias[0] = bias
+        self.init_non_persistent_buffers()
 
     def init_weights(self) -> None:
         """Initialise again; the name under which timm's weight initialisation looks for it."""
         self.reset_parameters()
+
+    def init_non_persistent_buffers(self) -> None:
+        """Compute the shift again, where timm's tools ask for it: after a move to uninitialised memory."""
+        self.shift_training(self._shift_amount)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Beside the weights, in the state dict's metadata, the split set that they are for."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["splits"] = list(self.splits)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], strict: bool, *lists: list[str]
+    ) -> None:
+        stored = local_metadata.get("splits")
+        if stored is not None and tuple(stored) != self.splits:
+            lists[-1].append(f"{prefix[:-1]}: the weights' splits are {tuple(stored)}; expected {self.splits}")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
 
     def extra_repr(self) -> str:
         """The split set, for ``print(model)``."""
@@ -143,11 +167,12 @@ class Router(nn.Module):
             amount: What the finest split's logit gains over that of a split with no queries, see
                 :func:`split_costs`; None means no shift.
         """
+        self._shift_amount = amount
         if amount is None:
             self.shift = None
             return
         if self.shift is None:
-            self.shift = torch.zeros(len(self.splits), device=self.gate.bias.device)
+            self.shift = torch.zeros(len(self.splits), device=placement(self.gate)[0])
         self.shift.copy_(split_costs(self.splits) * amount)
 
     def logits(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 0) -> Tensor:
@@ -161,19 +186,36 @@ class Router(nn.Module):
         Returns:
             float32 [B, ⌈H/S⌉, ⌈W/S⌉, n] (float64 for float64 tokens).
         """
-        means = region_means(torch.unflatten(x[:, num_prefix_tokens:], 1, grid), self.splits[0])
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(means, self.gate.weight.to(means.dtype), self.gate.bias.to(means.dtype))
+        return self.logits_of(region_means(torch.unflatten(x[:, num_prefix_tokens:], 1, grid), self.splits[0]))
+
+    def logits_of(self, means: Tensor) -> Tensor:
+        """Gate logits of every region, where its mean token is known.
+
+        Args:
+            means: float32 [B, ⌈H/S⌉, ⌈W/S⌉, C], as from :func:`region_means`.
+
+        Returns:
+            As :meth:`logits`.
+        """
+        # On the meta device there is no autocast to leave.
+        with nullcontext() if means.is_meta else torch.autocast(means.device.type, enabled=False):
+            if is_plain(self.gate):
+                return F.linear(means, self.gate.weight.to(means.dtype), self.gate.bias.to(means.dtype))
+            logits: Tensor = self.gate(means.to(placement(self.gate)[1]))
+            return logits.to(means.dtype)
 
     def choose(self, x: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 0) -> Tensor:
-        """The most probable split of every region, without gradient and in one pass over the tokens.
+        """The most probable split of every region, without gradient; with a plain gate in one pass over the tokens.
 
         Takes what :meth:`logits` takes and returns uint8 [B, ⌈H/S⌉, ⌈W/S⌉].
         """
+        gate = self.gate
+        if not is_plain(gate):
+            return self.logits(x, grid, num_prefix_tokens).argmax(-1).to(torch.uint8)
         return route(
             x,
-            self.gate.weight,
-            self.gate.bias,
+            gate.weight,
+            gate.bias,
             grid=grid,
             splits=self.splits,
             num_prefix_tokens=num_prefix_tokens,

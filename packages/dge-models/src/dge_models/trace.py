@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dge_models.evaluating import evaluating
+from dge_models.finding import find_routed
 from dge_models.macs import count_from_routings, token_grid
-from dge_models.routed import RoutedModel
+from dge_models.merged import MergedTransformer
+from dge_models.merging_trace import MergingTrace, find_merged, trace_merging
 
 __all__ = ["RoutingTrace", "trace"]
 
@@ -41,25 +44,34 @@ class RoutingTrace:
         return self.grids[0]
 
 
-def trace(model: RoutedModel, images: Tensor) -> RoutingTrace:
-    """Classify images and report what each region got.
+@overload  # a wrapper may hold either kind, which no type says
+def trace(  # type: ignore[overload-overlap]
+    model: MergedTransformer, images: Tensor
+) -> MergingTrace: ...
+@overload
+def trace(model: nn.Module, images: Tensor) -> RoutingTrace: ...
+def trace(model: nn.Module, images: Tensor) -> RoutingTrace | MergingTrace:
+    """Classify images and report what each region got, or which tokens merged.
 
     Args:
-        model: Its training mode is restored; no gradient is recorded.
+        model: With routed blocks or from :func:`merge_tokens`, or a module that holds one such model, see
+            :func:`find_routed`; the model is run, not what is around it. Its training mode is restored; no gradient is
+            recorded.
         images: [B, C, H, W], on the model's device.
 
     Returns:
-        The trace; `logits` and `granularity` on the model's device, counts on the CPU.
+        The trace, of a merging model a :class:`MergingTrace`; `logits` and maps on the model's device, counts on the
+        CPU.
 
     Raises:
         ValueError: The model has no routed block, or its MACs are not known.
     """
-    if not isinstance(model, RoutedModel):
-        raise ValueError(f"model: got {type(model).__name__}; expected a model with routed blocks")
+    merged = find_merged(model)
+    if merged is not None:
+        return trace_merging(merged, images)
+    model = find_routed(model)
     with evaluating(model), torch.no_grad():
         logits, routings = model.forward_routed(images)
-    if not routings:
-        raise ValueError("model: none of its blocks is routed; expected at least one")
     macs = count_from_routings(model, routings, token_grid(model, images), images.shape[0])
     return RoutingTrace(
         logits=logits,

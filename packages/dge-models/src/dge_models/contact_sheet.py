@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dge_models.draw import draw_granularity, draw_heat_map, enlarge, split_colors
+from dge_models.draw import draw_granularity, draw_groups, draw_heat_map, enlarge, split_colors
+from dge_models.merging_trace import MergingTrace
 from dge_models.routing import check_splits
 from dge_models.trace import RoutingTrace
 
@@ -104,7 +105,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, at: tuple[int, int], splits: Sequence
 
 def draw_trace(
     images: Sequence[Image.Image | Tensor] | Tensor,
-    trace: RoutingTrace,
+    trace: RoutingTrace | MergingTrace,
     splits: Sequence[int] = (4, 2, 1),
     *,
     layers: Sequence[int] | None = None,
@@ -114,11 +115,13 @@ def draw_trace(
 ) -> Image.Image:
     """Draw a trace: a row per image with the image, its splits in each layer, and the mean over the layers.
 
+    Of a model that merges tokens: the image and its groups after each block.
+
     Args:
         images: What was traced, as pictures or tensors [1 or 3, H, W] with values in [0, 1].
         trace: What ``dge_models.trace`` returned for them.
-        splits: The model's queries per region side, finest first.
-        layers: Indices into the routed layers to draw; None draws all. The mean is over all.
+        splits: The model's queries per region side, finest first; of no use to a model that merges.
+        layers: Indices into the routed layers, or blocks, to draw; None draws all. The mean is over all.
         captions: A line under each row; by default the image's share of the static MACs.
         title: A line above everything.
         size: Pixels that the longer side of each picture has at least.
@@ -132,6 +135,16 @@ def draw_trace(
     traced = trace.macs.shape[0]
     if len(images) != traced or not traced:
         raise ValueError(f"images: got {len(images)}; expected the {traced} of the trace, at least one")
+    shares = [f"{share:.0%} of the static MACs" for share in (trace.macs / trace.static_macs).tolist()]
+    if isinstance(trace, MergingTrace):
+        blocks = range(len(trace.assignment)) if layers is None else layers
+        pictures = [
+            [enlarge(image, size), *(draw_groups(image, trace.assignment[block][index], size=size) for block in blocks)]
+            for index, image in enumerate(images)
+        ]
+        return contact_sheet(
+            pictures, ["image", *(f"block {block + 1}" for block in blocks)], captions or shares, title=title
+        )
     chosen = range(len(trace.granularity)) if layers is None else layers
     rows = []
     for index, image in enumerate(images):
@@ -141,11 +154,10 @@ def draw_trace(
             draw_granularity(image, maps[layer], splits, grid=trace.grids[layer], size=size) for layer in chosen
         ]
         rows.append([enlarge(image, size), *layer_pictures, mean])
-    shares = (trace.macs / trace.static_macs).tolist()
     return contact_sheet(
         rows,
         ["image", *(f"layer {layer + 1}" for layer in chosen), "mean of layers"],
-        captions or [f"{share:.0%} of the static MACs" for share in shares],
+        captions or shares,
         title=title,
         splits=splits,
     )

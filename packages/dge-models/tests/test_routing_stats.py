@@ -5,7 +5,7 @@ import torch
 from small_models import Build
 
 from dge_models import count_macs
-from dge_models.observing import observe
+from dge_models.routing_stats import observe
 from dge_models.vit import routed_blocks
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from dge_models.budget import cheapest_ratio, mac_ratio, routed_macs
 from dge_models.evaluating import evaluating
+from dge_models.projections import placement
 from dge_models.routed import routed_blocks
 from dge_models.router import split_costs
 from dge_models.routing import Routing, count_queries
 
-__all__ = ["LayerLogits", "Observation", "observe", "refuse_fixed", "require_routers"]
+__all__ = ["LayerLogits", "Observation", "observe", "pixels_of", "refuse_fixed", "refuse_iterator"]
 
 
 @dataclass(frozen=True)
@@ -77,18 +78,19 @@ class Observation:
         return max(layer.spread() for layer in self.layers)
 
 
-def require_routers(model: nn.Module) -> None:
-    """A ValueError unless `model` is a model of this package with routed blocks."""
-    if not routed_blocks(model):
-        raise ValueError(f"model: {type(model).__name__} has no routed block; expected a DGE model")
-    if not hasattr(model, "forward_routed"):
-        raise ValueError(f"model: got {type(model).__name__}; expected the DGE model itself, without its wrapper")
-
-
 def refuse_fixed(model: nn.Module) -> None:
     """A ValueError if a model's queries are fixed."""
     if any(block.fixed_layout is not None for block in routed_blocks(model)):
         raise ValueError("model: its queries are fixed; expected dynamic ones, call set_dynamic_queries first")
+
+
+def refuse_iterator(loader: Iterable[Any], name: str = "loader") -> None:
+    """A TypeError if a loader, the argument of that name, can be read only once."""
+    if iter(loader) is loader:
+        raise TypeError(
+            f"{name}: got an iterator ({type(loader).__name__}); expected what can be read several times, "
+            "such as a DataLoader or a list of batches"
+        )
 
 
 def observe(model: Any, loader: Iterable[Any], lowest: float = 1.0) -> Observation:
@@ -104,13 +106,13 @@ def observe(model: Any, loader: Iterable[Any], lowest: float = 1.0) -> Observati
         TypeError: A batch is of another kind.
         ValueError: No images, `lowest` can't be reached, or logits that are not finite.
     """
-    device = routed_blocks(model)[0].router.gate.weight.device
+    device = placement(model)[0]
     images, ratio, cheapest = 0, 0.0, 0.0
     choices: list[Tensor] = []
     layers: list[LayerLogits] = []
     with evaluating(model), torch.no_grad():
         for batch in loader:
-            pixels = _pixels(batch).to(device)
+            pixels = pixels_of(batch).to(device)
             if not len(pixels):
                 continue
             with _recorded_logits(model) as logits:
@@ -135,7 +137,8 @@ def _check_reachable(wanted: float, cheapest: float) -> None:
         )
 
 
-def _pixels(batch: Any) -> Tensor:
+def pixels_of(batch: Any) -> Tensor:
+    """The images of a batch: [B, C, H, W], the batch itself or its first element; a TypeError for other batches."""
     images = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
     if not isinstance(images, Tensor):
         raise TypeError(
