@@ -8,9 +8,8 @@ from PIL import Image
 
 from dge_recipes.config import ImageFolderData
 from dge_recipes.data import Draw
+from dge_recipes.data.image_sets import check_same_classes, open_source
 from dge_recipes.data.images import HeldOutImages, TrainingImages, evaluation_transform
-from dge_recipes.data.sources import open_source
-from dge_recipes.data.sources.opening import check_same_classes
 from dge_recipes.errors import UserError
 
 

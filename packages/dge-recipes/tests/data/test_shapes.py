@@ -9,11 +9,9 @@ from torch import Tensor
 
 from dge_recipes.config import Config, ShapesData, load_config
 from dge_recipes.data import Draw, build_held_out, build_training
-from dge_recipes.data.calibration import calibration_batches
-from dge_recipes.data.shape_outlines import OUTLINES
-from dge_recipes.data.shape_textures import CELLS, TEXTURES
-from dge_recipes.data.shapes import NOISE, ShapeImages, TrainingShapes, class_name
+from dge_recipes.data.shapes import CELLS, NOISE, OUTLINES, TEXTURES, ShapeImages, TrainingShapes, class_name
 from dge_recipes.errors import UserError
+from dge_recipes.evaluation.tradeoff import calibration_batches
 
 SMALL = ShapesData(name="shapes", image_size=32, num_images=300, held_out_images=200)
 

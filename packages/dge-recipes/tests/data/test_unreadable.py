@@ -12,10 +12,10 @@ from sample_images import write_folder
 
 from dge_recipes.config import ImageFolderData, load_config
 from dge_recipes.data import Draw
+from dge_recipes.data.image_sets import open_source
 from dge_recipes.data.images import UNREADABLE, HeldOutImages, TrainingImages
-from dge_recipes.data.sources import open_source
 from dge_recipes.errors import UserError
-from dge_recipes.training import train
+from dge_recipes.train import train
 
 
 @pytest.fixture

@@ -1,16 +1,40 @@
-"""Data sets, sampling, mixing and loaders."""
+"""Data sets, sampling and loaders.
 
-from dge_recipes.data.loaders import HeldOutData, TrainingData, build_held_out, build_training, check_classes
-from dge_recipes.data.mixing import build_mixing
-from dge_recipes.data.sampling import Draw, EpochSampler
+The configuration needs the data sets' sections, and must not wait for PyTorch: what needs it is imported when it is
+asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dge_recipes.data.identity import DataIdentity
+    from dge_recipes.data.loaders import (
+        HeldOutData,
+        TrainingData,
+        build_data,
+        build_held_out,
+        build_training,
+        check_classes,
+    )
+    from dge_recipes.data.sampling import Draw, EpochSampler
 
 __all__ = [
+    "DataIdentity",
     "Draw",
     "EpochSampler",
     "HeldOutData",
     "TrainingData",
+    "build_data",
     "build_held_out",
-    "build_mixing",
     "build_training",
     "check_classes",
 ]
+
+_PLACES = {"DataIdentity": "identity", "Draw": "sampling", "EpochSampler": "sampling"}  # the others: loaders
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'loaders')}"), name)

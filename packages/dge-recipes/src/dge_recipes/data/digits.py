@@ -13,14 +13,23 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from dge_recipes.config.data_sets import DigitsData
+from dge_recipes.classes import Classes
+from dge_recipes.data.generated import DigitsData
+from dge_recipes.data.image_sets import ImageSet, identify_labels
 from dge_recipes.data.sampling import Draw
+from dge_recipes.data.section import Part
 from dge_recipes.randomness import derive_seed
 
-__all__ = ["NUM_CLASSES", "NUM_HELD_OUT", "TrainingDigits", "UprightDigits", "digit_arrays", "render_digits"]
+__all__ = ["TrainingDigits", "UprightDigits", "digit_arrays", "digit_images", "render_digits"]
 
-NUM_CLASSES = 10
-NUM_HELD_OUT = 360
+_CLASSES = Classes(10, tuple("0123456789"))
+_HELD_OUT = 360
+
+
+def digit_images(config: DigitsData, part: Part, seed: int | None) -> ImageSet:
+    """The digits of a part: augmented for training by a seed, or upright."""
+    images = UprightDigits(config, held_out=part == "val") if seed is None else TrainingDigits(config, seed)
+    return ImageSet(images, config.channels, lambda: identify_labels(images.labels.tolist(), _CLASSES))
 
 
 @lru_cache(maxsize=1)
@@ -37,7 +46,7 @@ def digit_arrays() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     digits = load_digits()
     # The split is part of the data set, so its seed is a constant and not the run's.
     train, held_out = train_test_split(
-        range(len(digits.target)), test_size=NUM_HELD_OUT, random_state=0, stratify=digits.target
+        range(len(digits.target)), test_size=_HELD_OUT, random_state=0, stratify=digits.target
     )
     scans = torch.from_numpy(digits.images).float().div(16).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()

@@ -1,22 +1,19 @@
 """Photographs as training and evaluation see them: augmented, and with a policy for unreadable files."""
 
 import logging
-import struct
-import zlib
-from collections.abc import Callable
+import math
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dge_recipes.config.data_sets import ImageData
+from dge_recipes.data.decoding import in_one_line, naming
 from dge_recipes.data.pixels import to_rgb
 from dge_recipes.data.sampling import Draw
-from dge_recipes.data.sources import ImageSource
+from dge_recipes.data.section import ImageData, ImageSource
+from dge_recipes.data.transforms import Transform, evaluation_transform, training_transform
 from dge_recipes.errors import UserError
 from dge_recipes.randomness import derive_seed, isolated_seed
 
@@ -24,6 +21,7 @@ __all__ = [
     "UNREADABLE",
     "UNREADABLE_FILE",
     "HeldOutImages",
+    "SkippedImages",
     "TrainingImages",
     "evaluation_transform",
     "training_transform",
@@ -33,46 +31,62 @@ UNREADABLE = -1
 UNREADABLE_FILE = "unreadable_images.txt"
 
 _LOG = logging.getLogger(__name__)
-_DECODING = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-Transform = Callable[[Image.Image], Tensor]
+_FEW = 10  # however small the set, so many may be skipped
+
+_UNREADABLE = (ValueError, OSError)  # of the latter those that `naming` lets pass: the system's it does not
+_SHORT_RUN = 20  # unreadable images in a row that training passes before it counts them
 
 
-def training_transform(config: ImageData) -> Transform:
-    """Timm's training transform for this config: random crop, flip, augmentation policy, erasing.
+class SkippedImages:
+    """The images of a set that were skipped, by this process and by the data loading processes that work for it.
 
-    Raises:
-        UserError: timm does not know the policy.
+    The marks lie in shared memory, so that an image that several of them met counts once, and is told and listed
+    once. Other processes of a run, and the run's earlier starts, have marks of their own.
+
+    Args:
+        num_images: in the set.
+        share: of them that may be skipped, from 0 to 1; ten images always may.
+        folder: where ``unreadable_images.txt`` lists them.
     """
-    try:
-        transform: Transform = create_transform(
-            config.image_size,
-            is_training=True,
-            hflip=config.hflip,
-            color_jitter=config.color_jitter,
-            auto_augment=config.auto_augment,
-            interpolation=config.interpolation,
-            re_prob=config.random_erasing,
-            re_mode="pixel",
-            mean=config.mean,
-            std=config.std,
-        )
-    except (AssertionError, LookupError, ValueError) as error:
-        expected = "expected a policy of timm's, such as rand-m9-mstd0.5-inc1, augmix-m3-w3, original or v0"
-        raise UserError(f"data.auto_augment: got {config.auto_augment!r}, {expected}") from error
-    return transform
 
+    def __init__(self, num_images: int, share: float, folder: Path) -> None:
+        self.path = folder / UNREADABLE_FILE
+        self._share, self._marks = share, torch.zeros(num_images, dtype=torch.bool).share_memory_()
+        # Rounded first: 0.29 of 100 is 28.999999999999996.
+        self._limit = max(_FEW, math.floor(round(share * num_images, 6)))
 
-def evaluation_transform(config: ImageData) -> Transform:
-    """Timm's evaluation transform: resize the short side, crop the centre, normalise."""
-    interpolation = "bicubic" if config.interpolation == "random" else config.interpolation
-    transform: Transform = create_transform(
-        config.image_size,
-        interpolation=interpolation,
-        crop_pct=config.crop_pct,
-        mean=config.mean,
-        std=config.std,
-    )
-    return transform
+    def add(self, index: int, reason: str) -> None:
+        """Skip an image: tell and list it, unless it was met before.
+
+        Raises:
+            UserError: the list cannot be written.
+        """
+        if self._marks[index]:
+            return
+        self._marks[index] = True
+        _LOG.warning("skipped: %s", reason)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(reason + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error}") from error
+
+    def check(self, count: int | None = None) -> None:
+        """End the run if too many were skipped.
+
+        Args:
+            count: how many, where more is known than this process met; None: those that it met.
+
+        Raises:
+            UserError: more than may be.
+        """
+        skipped = int(self._marks.sum()) if count is None else count
+        if skipped > self._limit:
+            raise UserError(
+                f"{skipped} of {len(self._marks)} images cannot be read, and data.max_unreadable={self._share:g} "
+                f"allows {self._limit}; mend those that {self.path} lists, or raise data.max_unreadable"
+            )
 
 
 class _Images(Dataset[tuple[Tensor, int]]):
@@ -86,39 +100,41 @@ class _Images(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, source: ImageSource, config: ImageData, transform: Transform, folder: Path) -> None:
-        self.source, self.skips, self.transform = source, config.unreadable == "skip", transform
-        self._list, self._listed = folder / UNREADABLE_FILE, set[int]()
+        self.source, self.transform, self._upright = source, transform, config.exif
+        skips = config.unreadable == "skip"
+        self.skipped = SkippedImages(len(source), config.max_unreadable, folder) if skips else None
 
     def __len__(self) -> int:
         return len(self.source)
 
     def picture(self, index: int) -> Image.Image | None:
-        """An image as RGB; None if it cannot be read and the policy is to skip.
+        """An image as RGB; None if it cannot be decoded and the policy is to skip.
 
         Raises:
-            UserError: it cannot be read and the policy is not to skip.
+            UserError: it cannot be decoded and the policy is not to skip; or, whatever the policy, the machine
+                failed to read it.
         """
         try:
-            return to_rgb(self.source.read(index))
-        except _DECODING as error:
-            reason = f"{self.source.name(index)} cannot be read as an image: {' '.join(str(error).split())}"
-            if not self.skips:
+            with naming(self.source.name(index)):
+                return to_rgb(self.source.read(index), upright=self._upright)
+        except UserError:
+            raise
+        except _UNREADABLE as error:
+            reason = f"{self.source.name(index)} cannot be read as an image: {in_one_line(error)}"
+            if self.skipped is None:
                 hint = "replace it, or set data.unreadable=skip to go on without it"
                 raise UserError(f"{reason}; {hint}") from error
-        if index not in self._listed:
-            self._listed.add(index)
-            _LOG.warning("skipped: %s", reason)
-            self._note(reason)
+        self.skipped.add(index, reason)
         return None
 
-    def _note(self, line: str) -> None:
-        """Append to the list; every process has its own memory, so lines may occur several times."""
-        try:
-            self._list.parent.mkdir(parents=True, exist_ok=True)
-            with self._list.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self._list}: {error}") from error
+    def transformed(self, picture: Image.Image, index: int) -> Tensor:
+        """The tensor that the transform makes of an image.
+
+        Raises:
+            UserError: a step of it fails on this picture.
+        """
+        with naming(self.source.name(index)):
+            return self.transform(picture)
 
 
 class TrainingImages(_Images):
@@ -137,14 +153,26 @@ class TrainingImages(_Images):
         self.seed = seed
 
     def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
-        """Image float32 [3, size, size], normalised, and its label."""
+        """Image float32 [3, size, size], normalised, and its label.
+
+        Raises:
+            UserError: an image cannot be used, or too many were skipped.
+        """
+        index, picture = self._next_readable(draw.image)
+        with isolated_seed(derive_seed(self.seed, "augment", draw.epoch, draw.position)):
+            return self.transformed(picture, index), self.source.label(index)
+
+    def _next_readable(self, start: int) -> tuple[int, Image.Image]:
         for offset in range(len(self)):
-            index = (draw.image + offset) % len(self)
+            index = (start + offset) % len(self)
             picture = self.picture(index)
+            # A short run is passed first: that none of a small set can be read is the better word.
+            if self.skipped is not None and (offset >= _SHORT_RUN or (offset and picture is not None)):
+                self.skipped.check()
             if picture is not None:
-                with isolated_seed(derive_seed(self.seed, "augment", draw.epoch, draw.position)):
-                    return self.transform(picture), self.source.label(index)
-        raise UserError(f"none of the {len(self)} training images can be read; see {self._list}")
+                return index, picture
+        where = "" if self.skipped is None else f"; see {self.skipped.path}"
+        raise UserError(f"none of the {len(self)} training images can be read{where}")
 
 
 class HeldOutImages(_Images):
@@ -162,8 +190,25 @@ class HeldOutImages(_Images):
         self._blank = (3, config.image_size, config.image_size)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image float32 [3, size, size], normalised, and its label."""
-        picture: Any = self.picture(index)
+        """Image float32 [3, size, size], normalised, and its label.
+
+        Raises:
+            UserError: an image cannot be used, or too many were skipped.
+        """
+        picture = self.picture(index)
         if picture is None:
+            self.check_skipped()
             return torch.zeros(self._blank), UNREADABLE
-        return self.transform(picture), self.source.label(index)
+        return self.transformed(picture, index), self.source.label(index)
+
+    def check_skipped(self, count: int | None = None) -> None:
+        """End the run if too many images were skipped.
+
+        Args:
+            count: how many by all processes together; None: those that this one met.
+
+        Raises:
+            UserError: more than ``data.max_unreadable`` allows.
+        """
+        if self.skipped is not None:
+            self.skipped.check(count)

@@ -5,26 +5,49 @@ have much of their pixels in common; the plain ground is what a Dynamic Grained 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dge_recipes.config.data_sets import ShapesData
+from dge_recipes.classes import Classes
+from dge_recipes.data.generated import ShapesData
+from dge_recipes.data.image_sets import ImageSet, identify_labels
 from dge_recipes.data.sampling import Draw
-from dge_recipes.data.shape_outlines import OUTLINES
-from dge_recipes.data.shape_textures import CELLS, TEXTURES
+from dge_recipes.data.section import Part
 
-__all__ = ["NOISE", "ShapeImages", "TrainingShapes", "class_name", "draw_shape"]
+__all__ = ["CELLS", "NOISE", "OUTLINES", "TEXTURES"]
+__all__ += ["ShapeImages", "TrainingShapes", "class_name", "draw_shape", "shape_images"]
+
+# An outline is a signed distance: negative inside, positive outside, and true to scale near the edge. All lie inside
+# the unit circle. What is drawn from them is smooth: half a pixel on either side of the edge blends into the ground.
+Outline = Callable[[Tensor, Tensor], Tensor]
+# A texture is the share of the second colour at each point, in [0, 1]. It is given coordinates x and y, 1 at the
+# outline's radius, and CELLS x CELLS random bits. It repeats four times across, so that it can still be told in an
+# outline of 16 pixels.
+Texture = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+CELLS = 12
+_CELL = 0.25
+_WAVE = 2 * math.pi / 0.5
 
 NOISE = 0.04  # largest deviation of a pixel, where black is -1 and white 1
 
 _LEVELS = np.array([0.15, 0.5, 0.85])
 _JITTER = 0.1
 _TRAINING, _HELD_OUT = 0, 1
-_OUTLINES, _TEXTURES = tuple(OUTLINES.values()), tuple(TEXTURES.values())
+
+
+def shape_images(config: ShapesData, part: Part, seed: int | None) -> ImageSet:
+    """The images of a part: new ones in every epoch of training, or always the same ones."""
+    images = ShapeImages(config, held_out=part == "val") if seed is None else TrainingShapes(config)
+    count = config.num_classes
+    classes = Classes(count, tuple(class_name(label) for label in range(count)))
+    return ImageSet(
+        images, config.channels, lambda: identify_labels((number % count for number in range(len(images))), classes)
+    )
 
 
 def class_name(label: int) -> str:
@@ -140,6 +163,122 @@ class TrainingShapes(Dataset[tuple[Tensor, int]]):
         """Image float32 [3, size, size] and its label."""
         return _draw(self.config, _TRAINING, draw.epoch * len(self) + draw.image)
 
-    def __getitems__(self, draws: Sequence[Draw]) -> list[tuple[Tensor, int]]:
-        """A batch, image by image: one image's numbers fit a processor's cache, a batch's do not."""
-        return [self[draw] for draw in draws]
+
+def _disc(x: Tensor, y: Tensor) -> Tensor:
+    return torch.hypot(x, y) - 1
+
+
+def _ring(x: Tensor, y: Tensor) -> Tensor:
+    return (torch.hypot(x, y) - 0.72).abs() - 0.28
+
+
+def _half_disc(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(torch.hypot(x, y) - 1, x)
+
+
+def _crescent(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(torch.hypot(x, y) - 1, 0.75 - torch.hypot(x - 0.5, y))
+
+
+def _box(left: float, right: float, bottom: float, top: float) -> Outline:
+    width, height = (right - left) / 2, (top - bottom) / 2
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return torch.maximum((x - left - width).abs() - width, (y - bottom - height).abs() - height)
+
+    return distance
+
+
+def _union(first: Outline, second: Outline) -> Outline:
+    return lambda x, y: torch.minimum(first(x, y), second(x, y))
+
+
+def _star(points: int, notch: float) -> Outline:
+    """Points at radius 1 and notches at radius `notch` between them; a polygon where the edges are straight."""
+    sector = math.pi / points
+    edge = complex(notch * math.cos(sector) - 1, notch * math.sin(sector))
+    normal = -1j * edge / abs(edge)
+
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        turns = torch.atan2(y, x) / (2 * sector)
+        angle = (turns - turns.round()).abs() * (2 * sector)  # folded: one half of one point stands for all
+        radius = torch.hypot(x, y)
+        return (radius * angle.cos() - 1) * normal.real + radius * angle.sin() * normal.imag
+
+    return distance
+
+
+OUTLINES: dict[str, Outline] = {
+    "disc": _disc,
+    "ring": _ring,
+    "half disc": _half_disc,
+    "crescent": _crescent,
+    "triangle": _star(3, 0.5),
+    "square": _box(-0.7, 0.7, -0.7, 0.7),
+    "bar": _box(-0.94, 0.94, -0.3, 0.3),
+    "cross": _union(_box(-0.95, 0.95, -0.3, 0.3), _box(-0.3, 0.3, -0.95, 0.95)),
+    "star": _star(5, 0.4),
+    "corner": _union(_box(-0.7, -0.15, -0.7, 0.7), _box(-0.7, 0.7, -0.7, -0.15)),
+}
+
+
+def _soft(value: Tensor) -> Tensor:
+    """0 below zero and 1 above, with a transition that does not flicker when it falls between pixels."""
+    return (0.5 + 2 * value).clamp(0, 1)
+
+
+def _plain(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def _gradient(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return (0.5 + 0.6 * x).clamp(0, 1)
+
+
+def _stripes(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft((_WAVE * x).sin())
+
+
+def _checks(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft((_WAVE * x).sin() * (_WAVE * y).sin())
+
+
+def _dots(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft((_WAVE * x).cos() + (_WAVE * y).cos() - 0.7)
+
+
+def _grid(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft(torch.maximum((_WAVE * x).cos(), (_WAVE * y).cos()) - 0.75)
+
+
+def _circles(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft((_WAVE * torch.hypot(x, y)).cos())
+
+
+def _spokes(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft((8 * torch.atan2(y, x)).cos())
+
+
+def _waves(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    return _soft((_WAVE * x + 2 * (0.75 * _WAVE * y).sin()).sin())
+
+
+def _patches(x: Tensor, y: Tensor, bits: Tensor) -> Tensor:
+    column, row = ((each / _CELL + CELLS / 2).long().clamp(0, CELLS - 1) for each in (x, y))
+    return bits.flatten()[row * CELLS + column]
+
+
+TEXTURES: dict[str, Texture] = {
+    "plain": _plain,
+    "gradient": _gradient,
+    "stripes": _stripes,
+    "checks": _checks,
+    "dots": _dots,
+    "grid": _grid,
+    "circles": _circles,
+    "spokes": _spokes,
+    "waves": _waves,
+    "patches": _patches,
+}
+
+_OUTLINES, _TEXTURES = tuple(OUTLINES.values()), tuple(TEXTURES.values())

@@ -1,5 +1,6 @@
 """Hugging Face data on disk, as the ``datasets`` package writes and reads it."""
 
+import io
 import os
 import signal
 import sys
@@ -9,17 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from sample_images import picture
 
 from dge_recipes.config import Config, HuggingFaceData, load_config
+from dge_recipes.data.image_sets import check_same_classes, open_source
 from dge_recipes.data.images import UNREADABLE, HeldOutImages
 from dge_recipes.data.loaders import build_held_out
-from dge_recipes.data.sources import open_source
-from dge_recipes.data.sources.opening import check_same_classes
+from dge_recipes.data.pixels import to_rgb
+from dge_recipes.engine.reporting import Reporter
 from dge_recipes.errors import RunStopped, UserError
-from dge_recipes.training import train
-from dge_recipes.training.reporting import Reporter
+from dge_recipes.train import train
 
 
 @pytest.fixture
@@ -117,6 +119,29 @@ def test_unreadable_images(datasets: Any, tmp_path: Path) -> None:
     lenient = HeldOutImages(open_source(config, "val"), config.model_copy(update={"unreadable": "skip"}), tmp_path)
     assert [lenient[row][1] for row in range(4)] == [0, UNREADABLE, UNREADABLE, UNREADABLE]
     assert len((tmp_path / "unreadable_images.txt").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_pictures_come_as_they_are_stored(datasets: Any, tmp_path: Path) -> None:
+    exif, lying = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (50, 40)).save(lying, "JPEG", exif=exif)
+    grey = datasets.Dataset.from_dict(
+        {"image": [{"bytes": lying.getvalue(), "path": None}], "label": [0]},
+        features=datasets.Features({"image": datasets.Image(mode="L"), "label": datasets.Value("int64")}),
+    )
+    path = tmp_path / "gone.jpg"
+    path.write_bytes(lying.getvalue())
+    rows = _rows(datasets, [lying.getvalue()], [0])
+    _save(datasets, tmp_path / "d", train=rows, validation=rows, grey=grey)
+    source = open_source(_config(tmp_path / "d"), "train")
+    assert source.read(0).size == (50, 40)
+    assert to_rgb(source.read(0), upright=True).size == (40, 50)
+    assert open_source(_config(tmp_path / "d", train_split="grey"), "train").read(0).mode == "L"
+    source._rows = [{"image": {"bytes": None, "path": str(path)}}]  # type: ignore[attr-defined]
+    assert source.read(0).size == (50, 40)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        source.read(0)
 
 
 def _run(root: Path, output: Path) -> Config:

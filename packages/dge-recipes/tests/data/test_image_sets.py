@@ -11,8 +11,8 @@ from sample_images import picture, write_folder, write_json
 from torchvision.datasets import CIFAR100
 
 from dge_recipes.config import CifarData, ImageFolderData, INaturalistData
-from dge_recipes.data.sources import ImageSource, open_source
-from dge_recipes.data.sources.opening import check_same_classes
+from dge_recipes.data.image_sets import check_same_classes, open_source
+from dge_recipes.data.section import ImageSource
 from dge_recipes.errors import UserError
 
 

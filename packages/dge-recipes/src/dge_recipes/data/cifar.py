@@ -4,11 +4,22 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
-from torchvision.datasets import CIFAR10, CIFAR100
 
+from dge_recipes.data.image_files import LeftOut
+from dge_recipes.data.section import ImageData, ImageSource, Part
 from dge_recipes.errors import UserError
 
-__all__ = ["CifarSource"]
+__all__ = ["CifarData", "CifarSource"]
+
+
+class CifarData(ImageData):
+    """CIFAR-10 or CIFAR-100 as torchvision reads it: root/cifar-10-batches-py or root/cifar-100-python."""
+
+    name: Literal["cifar10", "cifar100"]
+
+    def open(self, part: Part) -> ImageSource:
+        """The images of a part."""
+        return CifarSource(self.folder, self.name, part == "train")
 
 
 class CifarSource:
@@ -25,6 +36,8 @@ class CifarSource:
     """
 
     def __init__(self, root: Path, name: Literal["cifar10", "cifar100"], train: bool) -> None:
+        from torchvision.datasets import CIFAR10, CIFAR100  # late: it is slow to import
+
         kind = CIFAR10 if name == "cifar10" else CIFAR100
         try:
             self._data = kind(str(root), train=train, download=False)
@@ -32,7 +45,8 @@ class CifarSource:
             files = f"{root / kind.base_folder}, unpacked from {kind.filename}"
             raise UserError(f"{name} is not at {root}, or damaged; expected {files}") from error
         self._where = f"{root / kind.base_folder}: {'training' if train else 'test'} image"
-        self.num_classes = len(self._data.classes)
+        self.classes: list[str] | None = list(self._data.classes)
+        self.num_classes, self.left_out = len(self._data.classes), LeftOut()
 
     def __len__(self) -> int:
         return len(self._data.targets)
@@ -40,6 +54,10 @@ class CifarSource:
     def name(self, index: int) -> str:
         """The folder, and the image's number."""
         return f"{self._where} {index}"
+
+    def entry(self, index: int) -> str:
+        """The image's number: torchvision has checked that the files are the published ones."""
+        return str(index)
 
     def label(self, index: int) -> int:
         """The fine label."""

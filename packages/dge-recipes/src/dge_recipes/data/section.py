@@ -1,0 +1,125 @@
+"""What a data set is: a section of the configuration that opens its images."""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from PIL import Image
+from pydantic import Field
+
+from dge_recipes.data.image_files import LeftOut
+from dge_recipes.sections import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
+
+__all__ = ["DataSection", "ImageData", "ImageSource", "Part"]
+
+Part = Literal["train", "val"]
+
+
+class ImageSource(Protocol):
+    """Images with labels, in an order that depends on nothing but the files.
+
+    Reading must not depend on what was read before, and must work in several processes forked from one.
+
+    Attributes:
+        classes: names of the classes, by number; None where nothing names them.
+        left_out: files that lie beside the images and are not used. Hidden ones are not counted.
+    """
+
+    num_classes: int
+    classes: list[str] | None
+    left_out: LeftOut
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, index: int) -> str:
+        """Which file an image is in."""
+
+    def entry(self, index: int) -> str:
+        """What tells an image from the others of the data set, and is the same wherever the data lie."""
+
+    def label(self, index: int) -> int:
+        """Class of an image, from 0."""
+
+    def read(self, index: int) -> Image.Image:
+        """Decode an image, in any mode. What is not a whole image raises what Pillow raises."""
+
+
+class DataSection(Section):
+    """What all data sets share: what their classes and images are to those that weights or a run know.
+
+    Attributes:
+        labelled: whether the images have labels, which training and evaluation need.
+    """
+
+    labelled: ClassVar[bool] = True
+
+    name: str
+    classes: Literal["same", "subset", "new"] = Field(
+        default="same",
+        description="the data set's classes beside those that weights know, by name: same; subset: some of them, and "
+        "the evaluation is among those alone (in training, of the held-out images beside the training images); new: "
+        "others than those of model.init_from, whose head is left out",
+    )
+    changed: Literal["error", "accept"] = Field(
+        default="error",
+        description="a run is resumed on other images than it was trained on: error ends it; accept goes on, and "
+        "summary.json records it",
+    )
+
+
+class ImageData(DataSection):
+    """What all data sets of photographs share."""
+
+    root: str = Field(description="folder of the data set's files")
+    num_classes: Count | None = Field(default=None, description="classes; for files, how many there must be, null: any")
+    image_size: Count = Field(default=256, description="side of the square network input, in pixels")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=224 / 256, description="evaluation: centre crop's side over the resized short side"
+    )
+    interpolation: Literal["bilinear", "bicubic", "random"] = Field(default="bicubic", description="resizing filter")
+    mean: tuple[float, float, float] = Field(
+        default=(0.485, 0.456, 0.406), strict=False, description="normalisation: mean per channel (ImageNet's)"
+    )
+    std: tuple[Positive, Positive, Positive] = Field(
+        default=(0.229, 0.224, 0.225), strict=False, description="normalisation: deviation per channel"
+    )
+    auto_augment: str | None = Field(
+        default="rand-m9-mstd0.5-inc1", description="training: timm's policy string, null for none"
+    )
+    color_jitter: NonNegative = Field(
+        default=0.4, description="training: colour jitter; timm applies it only where auto_augment is null"
+    )
+    hflip: Fraction = Field(default=0.5, description="training: probability of a horizontal flip")
+    random_erasing: Fraction = Field(default=0.25, description="training: probability of random erasing (pixel)")
+    repeats: Count = Field(
+        default=1, description="training: times that an image is drawn in one epoch (repeated augmentation)"
+    )
+    unreadable: Literal["error", "skip"] = Field(
+        default="error",
+        description="a file that cannot be read as an image: error ends the run; skip lists it in "
+        "unreadable_images.txt, trains on the next image instead, and leaves it out of evaluation, which says so",
+    )
+    max_unreadable: Fraction = Field(
+        default=0.1,
+        description="unreadable=skip: share of a split's images that a process may skip, but always ten; more end "
+        "the run",
+    )
+    exif: bool = Field(
+        default=False,
+        description="turn images upright, as their EXIF orientation says; false: as they are stored, which is what "
+        "timm and torchvision do",
+    )
+    workers: NonNegativeInt = Field(default=8, description="data loading processes per process")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the data set's files."""
+        return Path(self.root).expanduser()
+
+    def open(self, part: Part) -> ImageSource:
+        """The training or the held-out images.
+
+        Raises:
+            UserError: they are not there, or cannot be used.
+        """
+        raise NotImplementedError
