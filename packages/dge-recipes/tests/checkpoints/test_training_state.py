@@ -78,6 +78,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     model = _model()
     capture_state(model, None, _optimizer(model, "adamw"), {})(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.json",
         "model.safetensors",
         "optimizer.safetensors",
         "state.json",
@@ -111,3 +112,18 @@ def test_what_is_missing_is_refused(tmp_path: Path) -> None:
         restore_state(tmp_path, model, None, optimizer, {"progress": _Counter()})
     with pytest.raises(UserError, match="holds no training state"):
         read_progress(tmp_path)
+
+
+def test_timm_loads_a_checkpoint_of_a_model_that_it_knows(tmp_path: Path) -> None:
+    model = _model()
+    before = torch.get_rng_state()
+    capture_state(model, None, _optimizer(model, "adamw"), {})(tmp_path / "")
+    assert torch.equal(torch.get_rng_state(), before)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert type(again) is type(model)
+    for key, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value), key
+    other, bare = tmp_path / "other", nn.Linear(2, 2)
+    other.mkdir()
+    capture_state(bare, None, _optimizer(bare, "adamw"), {})(other)
+    assert not (other / "config.json").exists()

@@ -1,4 +1,4 @@
-"""The checkpoints folder of a run: the newest few, the best, and which of them can be trusted."""
+"""The checkpoints folder of a run: the newest few, the best, which can be trusted, and which one a user means."""
 
 import json
 import logging
@@ -7,10 +7,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dge_recipes.checkpoints.folder import damage, remove_folder, write_folder, write_text
+from dge_recipes.checkpoints.atomic_files import MANIFEST, damage, remove_folder, write_folder, write_text
 from dge_recipes.errors import UserError
 
-__all__ = ["CheckpointStore"]
+__all__ = ["CHECKPOINTS", "EMA_FILE", "MODEL_FILE", "CheckpointStore"]
+__all__ += ["find_checkpoint", "run_config", "weights_file"]
+
+CHECKPOINTS = "checkpoints"
+MODEL_FILE = "model.safetensors"
+EMA_FILE = "ema.safetensors"
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"step_(\d{8,})")
@@ -83,3 +88,68 @@ class CheckpointStore:
                 remove_folder(folder)
         for leftover in self.root.glob(".*ing-step_*"):  # of a run that was killed while it wrote or deleted
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def find_checkpoint(source: str | Path, *, best: bool = False) -> Path:
+    """The checkpoint folder that a path means.
+
+    Args:
+        source: a run folder or a checkpoint folder.
+        best: from a run folder take the best checkpoint instead of the newest intact one.
+
+    Raises:
+        UserError: nothing there, or a damaged checkpoint.
+    """
+    path = Path(source)
+    if (path / CHECKPOINTS).is_dir():
+        store = CheckpointStore(path / CHECKPOINTS)
+        found = store.best() if best else store.newest_intact()
+        if found is None:
+            raise UserError(f"run folder {path} holds no {'best' if best else 'intact'} checkpoint")
+        if not best:
+            return found
+        path = found
+    elif not (path / MANIFEST).is_file():
+        what = "is neither a run folder nor a checkpoint folder" if path.exists() else "does not exist"
+        raise UserError(f"checkpoint {path} {what}; expected a folder with {CHECKPOINTS}/ or with {MANIFEST}")
+    reason = damage(path)
+    if reason is not None:
+        raise UserError(f"checkpoint {path} is damaged: {reason}")
+    return path
+
+
+def weights_file(source: str | Path, *, best: bool = False, ema: bool = False) -> tuple[Path, bool]:
+    """The file that holds a model's weights. Of a checkpoint all files are verified, so call it once.
+
+    Args:
+        source: a run folder, a checkpoint folder or a weights file.
+        best: from a run folder take the best checkpoint instead of the newest.
+        ema: the averaged weights.
+
+    Returns:
+        The file, and whether averaged weights must be picked inside it (files of other projects).
+
+    Raises:
+        UserError: nothing there, a damaged checkpoint, or averaged weights that were never kept.
+    """
+    path = Path(source)
+    if path.is_file():
+        if best:
+            raise UserError(f"checkpoint {path} is one file; --best expects a run folder, to choose from")
+        return path, ema
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist; expected a run, a checkpoint folder or a weights file")
+    folder = find_checkpoint(path, best=best)
+    file = folder / (EMA_FILE if ema else MODEL_FILE)
+    if not file.is_file():
+        raise UserError(f"checkpoint {folder} holds no averaged weights (train.ema_decay was null)")
+    return file, False
+
+
+def run_config(source: str | Path) -> Path | None:
+    """The recorded config of the run that a path belongs to, or None for a bare file."""
+    path = Path(source)
+    for folder in (path, *list(path.parents)[:3]):
+        if (folder / "config.yaml").is_file() and (folder / CHECKPOINTS).is_dir():
+            return folder / "config.yaml"
+    return None

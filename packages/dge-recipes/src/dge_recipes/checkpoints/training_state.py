@@ -5,9 +5,10 @@ one checkpoint fits one process, DDP and FSDP alike.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -21,13 +22,19 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from dge_recipes.checkpoints.locate import EMA_FILE, MODEL_FILE
+import dge_models
+from dge_recipes.checkpoints.store import EMA_FILE, MODEL_FILE
+from dge_recipes.checkpoints.stored_classes import weights_metadata
 from dge_recipes.errors import UserError
 
-__all__ = ["Stateful", "capture_state", "read_progress", "restore_state"]
+__all__ = ["DATA_FILE", "Stateful", "capture_state", "read_progress", "restore_state"]
+
+DATA_FILE = "data.json"
 
 _OPTIMIZER_FILE = "optimizer.safetensors"
 _STATE_FILE = "state.json"
+_TIMM_FILE = "config.json"
+_TIMM_CONFIGS: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _MARK = "__tensor__"  # stands in the JSON where a tensor of the safetensors file belongs
 
@@ -47,6 +54,9 @@ def capture_state(
     ema: nn.Module | None,
     optimizer: torch.optim.Optimizer,
     registered: Mapping[str, Stateful],
+    *,
+    data: Mapping[str, Any] | None = None,
+    label_names: Sequence[str] | None = None,
 ) -> Callable[[Path], None]:
     """Gather a run's state. Every process must call it; only one writes.
 
@@ -55,6 +65,8 @@ def capture_state(
         ema: the averaged network, or None.
         optimizer: over the model's parameters.
         registered: everything else that has state: progress, schedule, loss scaler ...
+        data: what to record of the data, as JSON holds it.
+        label_names: of the network's outputs.
 
     Returns:
         A function that writes the state into a folder.
@@ -64,16 +76,38 @@ def capture_state(
     tensors: dict[str, Tensor] = {}
     optimizer_state = _split(get_optimizer_state_dict(model, optimizer, options=_OPTIONS), "", tensors)
     state = {name: item.state_dict() for name, item in registered.items()}
+    metadata = weights_metadata(label_names, model)
+    described = _timm_config(model, label_names)
 
     def write(folder: Path) -> None:
-        save_file(_plain(weights), folder / MODEL_FILE, metadata={"format": "pt"})
+        save_file(_plain(weights), folder / MODEL_FILE, metadata=metadata)
+        if described is not None:
+            (folder / _TIMM_FILE).write_text(described, encoding="utf-8")
         if average is not None:
-            save_file(_plain(average), folder / EMA_FILE, metadata={"format": "pt"})
+            save_file(_plain(average), folder / EMA_FILE, metadata=metadata)
         save_file(_plain(tensors), folder / _OPTIMIZER_FILE)
         text = json.dumps({"registered": state, "optimizer": optimizer_state})
         (folder / _STATE_FILE).write_text(text, encoding="utf-8")
+        if data is not None:
+            (folder / DATA_FILE).write_text(json.dumps(data), encoding="utf-8")
 
     return write
+
+
+def _timm_config(model: nn.Module, label_names: Sequence[str] | None) -> str | None:
+    """What makes a checkpoint's folder one that timm loads: ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+
+    None of a model that timm does not know, or not in this shape. Made once for a model, and without drawing numbers.
+    """
+    if model not in _TIMM_CONFIGS:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                config = json.dumps(dge_models.model_config(model, label_names), indent=2) + "\n"
+        except (AttributeError, StopIteration, ValueError):
+            _TIMM_CONFIGS[model] = None
+        else:
+            _TIMM_CONFIGS[model] = config
+    return _TIMM_CONFIGS[model]
 
 
 def restore_state(

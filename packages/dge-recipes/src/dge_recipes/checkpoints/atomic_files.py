@@ -14,11 +14,13 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dge_recipes.errors import UserError
+from dge_recipes.machine_errors import machine_error
 
 __all__ = ["MANIFEST", "damage", "write_file", "write_folder", "write_text"]
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_DAMAGED = {errno.EIO, errno.EBADMSG}  # the bytes on the disk are lost; another file's may not be
 
 
 def write_folder(destination: Path, fill: Callable[[Path], None]) -> None:
@@ -71,7 +73,11 @@ def remove_folder(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that :func:`write_folder` wrote, or None if every byte is as written."""
+    """What is wrong with a folder that :func:`write_folder` wrote, or None if every byte is as written.
+
+    Raises:
+        OSError: the machine does not let it be read.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files: dict[str, dict[str, object]] = manifest["files"]
@@ -87,7 +93,11 @@ def damage(folder: Path) -> str | None:
                 return f"{name} does not match its checksum"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno not in _DAMAGED and machine_error(error) is not None:
+            raise  # such as too many open files: no reason to fall back to another one
+        return f"{MANIFEST} cannot be read ({error})"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     return None
 

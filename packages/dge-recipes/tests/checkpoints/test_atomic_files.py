@@ -2,12 +2,13 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dge_recipes.checkpoints.folder import MANIFEST, damage, write_file, write_folder, write_text
+from dge_recipes.checkpoints.atomic_files import MANIFEST, damage, write_file, write_folder, write_text
 from dge_recipes.errors import UserError
 
 
@@ -86,6 +87,21 @@ def _flip(path: Path) -> None:
 def test_damage_is_found_and_named(folder: Path, hurt: Callable[[Path], object], words: str) -> None:
     hurt(folder)
     assert words in str(damage(folder))
+
+
+@pytest.mark.parametrize(("number", "damaged"), [(errno.EIO, True), (errno.EMFILE, False), (errno.ESTALE, False)])
+def test_what_the_machine_does_is_no_damage_unless_the_bytes_are_lost(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, damaged: bool
+) -> None:
+    def fail(path: Path, **_: object) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    if damaged:
+        assert "cannot be read" in str(damage(folder))
+    else:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            damage(folder)
 
 
 def test_a_crash_while_writing_leaves_what_was_there(folder: Path) -> None:
