@@ -2,7 +2,7 @@
 
 import pytest
 
-from dge_recipes.config.yaml_values import parse_yaml
+from dge_recipes.config.loading import parse_yaml
 from dge_recipes.errors import UserError
 
 

@@ -1,19 +1,13 @@
 """Typed configuration: one strict tree, YAML files, ``key=value`` overrides."""
 
-from dge_recipes.config.data_sets import (
-    CifarData,
-    DigitsData,
-    HuggingFaceData,
-    ImageData,
-    ImageFolderData,
-    INaturalistData,
-    RandomData,
-    ShapesData,
-    TarData,
-    WebDatasetData,
+from dge_recipes.config.loading import (
+    config_path,
+    dump_config,
+    launcher_path,
+    list_configs,
+    list_launchers,
+    load_config,
 )
-from dge_recipes.config.files import config_path, launcher_path, list_configs, list_launchers
-from dge_recipes.config.loading import dump_config, load_config
 from dge_recipes.config.schema import (
     BudgetConfig,
     CheckpointConfig,
@@ -28,6 +22,15 @@ from dge_recipes.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
+from dge_recipes.data.cifar import CifarData
+from dge_recipes.data.folder import ImageFolderData
+from dge_recipes.data.generated import DigitsData, RandomData, ShapesData
+from dge_recipes.data.huggingface import HuggingFaceData
+from dge_recipes.data.inaturalist import INaturalistData
+from dge_recipes.data.pictures import PicturesData
+from dge_recipes.data.section import ImageData
+from dge_recipes.data.tar import TarData
+from dge_recipes.data.webdataset import WebDatasetData
 
 __all__ = [
     "BudgetConfig",
@@ -46,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "OutputConfig",
+    "PicturesData",
     "RandomData",
     "ScheduleConfig",
     "ShapesData",

@@ -1,19 +1,22 @@
-"""From a YAML file and ``key=value`` overrides to a checked :class:`Config`, and back."""
+"""From a YAML file, shipped or a user's, and ``key=value`` overrides to a checked :class:`Config`, and back."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from dge_recipes.config.files import config_path
+from dge_recipes.config.config_errors import describe
 from dge_recipes.config.schema import Config
-from dge_recipes.config.wording import describe
-from dge_recipes.config.yaml_values import parse_yaml
 from dge_recipes.errors import UserError
 
-__all__ = ["build_config", "dump_config", "load_config"]
+__all__ = ["build_config", "dump_config", "load_config", "parse_yaml"]
+__all__ += ["config_path", "first_comment", "launcher_path", "list_configs", "list_launchers"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def load_config(name_or_file: str, overrides: Sequence[str] = ()) -> Config:
@@ -81,3 +84,101 @@ def _section(tree: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise UserError(f"key {'.'.join(walked)!r} holds {tree!r}, not a section, so nothing can be set inside it")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with numbers as in YAML 1.2 and without silently dropped keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML follows, wants a dot and a sign in the exponent and reads 1e-3 as text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML that holds plain values only (no tags, so nothing is run).
+
+    Args:
+        text: the YAML.
+        source: what to call it in an error, for example a file's path.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def list_configs() -> dict[str, Path]:
+    """Name and path of every shipped recipe, sorted by name."""
+    return _yaml_files(_PACKAGE / "configs")
+
+
+def list_launchers() -> dict[str, Path]:
+    """Name and path of every shipped launcher config (for ``accelerate launch --config_file``), by name."""
+    return _yaml_files(_PACKAGE / "launchers")
+
+
+def config_path(name_or_file: str) -> Path:
+    """The recipe called so, or the file at that path.
+
+    Args:
+        name_or_file: a name that ``dge-train --list`` shows, or the path of a YAML file.
+
+    Raises:
+        UserError: there is neither such a recipe nor such a file.
+    """
+    shipped = list_configs()
+    if name_or_file in shipped:
+        return shipped[name_or_file]
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise UserError(f"config {name_or_file!r} is a folder; expected a YAML file, such as {path / 'config.yaml'}")
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
+        raise UserError(f"config file {name_or_file!r} does not exist")
+    raise UserError(_unknown("config", name_or_file, shipped) + "; a path to a YAML file is accepted too")
+
+
+def launcher_path(name: str) -> Path:
+    """The shipped launcher config called so.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    shipped = list_launchers()
+    if name not in shipped:
+        raise UserError(_unknown("launcher", name, shipped))
+    return shipped[name]
+
+
+def first_comment(path: Path) -> str:
+    """First line of the comment that heads a YAML file, without its ``#``; empty if there is none."""
+    with path.open(encoding="utf-8") as file:
+        line = file.readline()
+    return line.lstrip("# ").strip() if line.startswith("#") else ""
+
+
+def _yaml_files(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def _unknown(what: str, name: str, known: dict[str, Path]) -> str:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+    return f"no {what} is called {name!r}: {hint}"

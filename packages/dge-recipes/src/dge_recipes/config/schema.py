@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from dge_recipes.config.data_sets import DataConfig
-from dge_recipes.config.sections import Beta, Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
+from dge_recipes.data.registry import DataConfig
+from dge_recipes.sections import Beta, Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
 
 __all__ = [
     "BudgetConfig",

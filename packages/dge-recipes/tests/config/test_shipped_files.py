@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from dge_recipes.config import config_path, launcher_path, list_launchers
-from dge_recipes.config.files import first_comment
+from dge_recipes.config.loading import first_comment
 from dge_recipes.errors import UserError
 
 

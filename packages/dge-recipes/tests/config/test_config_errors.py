@@ -1,6 +1,6 @@
 """The list of keys."""
 
-from dge_recipes.config.wording import list_keys
+from dge_recipes.config.config_errors import list_keys
 
 
 def test_every_key_is_listed_once_with_its_meaning() -> None:

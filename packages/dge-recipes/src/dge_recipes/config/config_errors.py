@@ -8,8 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from dge_recipes.config.data_sets import DATA_SETS
 from dge_recipes.config.schema import Config
+from dge_recipes.data.registry import DATA_SETS
 
 __all__ = ["describe", "list_keys"]
 
