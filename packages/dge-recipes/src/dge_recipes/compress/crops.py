@@ -1,0 +1,116 @@
+"""Random crops of pictures that are kept in memory, small: decoding photographs would take longer than a step."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
+
+from dge_recipes.data.images import HeldOutImages
+from dge_recipes.data.section import ImageData, ImageSource
+from dge_recipes.data.transforms import Transform
+from dge_recipes.errors import UserError
+from dge_recipes.randomness import derive_seed, isolated_seed
+
+__all__ = ["Crops", "read_crops", "with_crops"]
+
+_MOST = 512  # pictures
+_LARGER = 1.5  # than the crops, by the short side
+# Of a picture's area. Few pictures have to stand for many: their details too, and near as well as far.
+_SCALE = (0.15, 1.0)
+
+
+class Crops:
+    """Random crops, flipped half of the time, in batches that a seed and their number fix.
+
+    Args:
+        pictures: RGB.
+        section: size, normalisation and filter of the crops, and how often they are flipped.
+        seed: of the crops.
+    """
+
+    def __init__(self, pictures: list[Image.Image], section: ImageData, seed: int) -> None:
+        self._pictures, self._seed = pictures, seed
+        self._transform = Transform(
+            create_transform(
+                section.image_size,
+                is_training=True,
+                scale=_SCALE,
+                hflip=section.hflip,
+                color_jitter=0.0,
+                auto_augment=None,
+                interpolation=section.interpolation,
+                re_prob=0.0,
+                mean=section.mean,
+                std=section.std,
+            )
+        )
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self._pictures)
+
+    def batch(self, number: int, size: int) -> Tensor:
+        """Crops float32 [size, 3, H, W], normalised; every picture comes once before any comes again."""
+        images = []
+        for place in range(number * size, (number + 1) * size):
+            epoch, position = divmod(place, len(self._pictures))
+            order = torch.randperm(
+                len(self._pictures), generator=torch.Generator().manual_seed(derive_seed(self._seed, "order", epoch))
+            )
+            with isolated_seed(derive_seed(self._seed, "crop", place)):
+                images.append(self._transform(self._pictures[int(order[position])]))
+        return torch.stack(images)
+
+
+def with_crops(batches: Sequence[Tensor], crops: Crops, count: int) -> list[Tensor]:
+    """Batches, and crops after them that make up for what they lack of a number of images.
+
+    Args:
+        batches: [B, 3, H, W] each, the first one as large as any; at least one.
+        crops: of any pictures.
+        count: of images that there should be.
+    """
+    filled, images, size = list(batches), sum(map(len, batches)), len(batches[0])
+    number = 0
+    while images < count:
+        batch = crops.batch(number, size)[: count - images].to(batches[0])
+        filled.append(batch)
+        images, number = images + len(batch), number + 1
+    return filled
+
+
+def read_crops(source: ImageSource, section: ImageData, seed: int) -> Crops:
+    """Read pictures, at most 512 of them, evenly spaced, and keep them half as large again as the crops.
+
+    Args:
+        source: of the pictures; none of them held out.
+        section: how they are read, and how large the crops are.
+        seed: of the crops.
+
+    Raises:
+        UserError: one cannot be read and ``data.unreadable`` is ``error``, or none can.
+    """
+    side, pictures = round(_LARGER * section.image_size), []
+    with tempfile.TemporaryDirectory(prefix="dge-compress-") as scratch:  # unreadable ones are listed already
+        images = HeldOutImages(source, section, Path(scratch))
+        count = min(_MOST, len(images))
+        for index in range(count):
+            picture = images.picture(index * len(images) // count)
+            if picture is not None:
+                pictures.append(_smaller(picture, side))
+    if not pictures:
+        raise UserError(f"none of the {count} pictures to learn from can be read")
+    return Crops(pictures, section, seed)
+
+
+def _smaller(picture: Image.Image, side: int) -> Image.Image:
+    """With a short side of `side` pixels, if it has more."""
+    factor = side / min(picture.size)
+    if factor >= 1:
+        return picture
+    width, height = (max(1, round(each * factor)) for each in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)

@@ -1,0 +1,244 @@
+"""Routed copies taught by the dense model itself, on pictures without labels, for as long as there is time.
+
+This loop is no run of ``dge-train``: it has one process, no checkpoints, and nothing to resume.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dge_models
+from dge_recipes.compress.crops import Crops
+from dge_recipes.compress.fidelity import Answers, Fidelity, answers_of, measure_fidelity
+
+__all__ = ["Distilled", "Lesson", "distill"]
+
+# Of norms, biases and layer scales alone: benchmarks/results/distillation-dinov2-*.json has what it gives. With a dozen
+# pictures to learn from, held-out errors rise after a few steps at any rate.
+_LR = 5e-4
+_LR_OF_ALL = 1e-5
+_WARMUP = 10  # steps
+_CLIP = 1.0
+_PATIENCE = 6  # evaluations without a better one
+_EVALUATION_SHARE = 0.2
+_SETTLED_ON = 64  # pictures that the budget is set on between evaluations
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What distillation needs beside the model.
+
+    Attributes:
+        crops: random crops of the pictures to learn from.
+        calibration: batches that the budget is set on.
+        held_out: batches that say when to stop.
+        seconds: that it may take.
+        batch_size: crops per step.
+        steps: that it takes at most; None: as many as there is time for.
+        all_weights: train all weights, not norms, biases and layer scales alone. Routers are never trained.
+        lr: peak learning rate; None: 5e-4, or 1e-5 for all weights.
+        tell: called with a line at every evaluation.
+        look: called with the step and the model at every evaluation, such as to measure more.
+    """
+
+    crops: Crops
+    calibration: Sequence[Tensor]
+    held_out: Sequence[Tensor]
+    seconds: float
+    batch_size: int = 8
+    steps: int | None = None
+    all_weights: bool = False
+    lr: float | None = None
+    tell: Callable[[str], None] = lambda _: None
+    look: Callable[[int, nn.Module], None] = lambda step, model: None
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation on the held-out pictures, the budget set anew before it."""
+
+    step: int
+    seconds: float
+    fidelity: Fidelity
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"step": self.step, "seconds": round(self.seconds, 1), **self.fidelity.as_dict()}
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of it.
+
+    Attributes:
+        model: the best one on the held-out pictures, in evaluation mode; the start itself where none was better.
+        curve: all evaluations, the start's first.
+        best: the model's place in it.
+        parameters: how many were trained.
+        pictures: that crops were taken from.
+    """
+
+    model: nn.Module
+    curve: tuple[Point, ...]
+    best: int
+    parameters: int
+    pictures: int
+
+    def facts(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "steps": self.curve[-1].step,
+            "best_step": self.curve[self.best].step,
+            "parameters": self.parameters,
+            "pictures": self.pictures,
+            "curve": [point.as_dict() for point in self.curve],
+        }
+
+
+def distill(dense: nn.Module, start: nn.Module, ratio: float, lesson: Lesson) -> Distilled:
+    """Teach a routed copy to answer as the dense model does.
+
+    Pictures are routed as in evaluation, by routers that stay as they are; so each step costs what the copy costs. The
+    loss is one minus the cosine of the class token (or pooled features), and for classifiers the divergence of their
+    classes from the dense model's, else the same cosine of the tokens. The learning rate falls to nothing by the time
+    that has passed. Changed tokens are routed otherwise, so the budget is set again before every evaluation.
+
+    Args:
+        dense: the teacher, in evaluation mode.
+        start: a routed copy at the ratio; it is left as it is.
+        ratio: MAC ratio to hold.
+        lesson: pictures and time.
+
+    Returns:
+        The evaluation with the best score, once more at the ratio on all of the calibration pictures: what is handed
+        out is never worse on the held-out pictures than the start.
+
+    Raises:
+        ValueError: the budget cannot be set.
+    """
+    course = _Course(dense, start, ratio, lesson)
+    course.run()
+    return course.result()
+
+
+class _Course:
+    """A copy that learns, how it did so far, and the best that it was."""
+
+    def __init__(self, dense: nn.Module, start: nn.Module, ratio: float, lesson: Lesson) -> None:
+        self._dense, self._start, self._ratio, self._lesson = dense, start, ratio, lesson
+        self._began = time.perf_counter()
+        self._device = next(dense.parameters()).device
+        self._model = copy.deepcopy(start).eval()
+        self._parameters = _trained(self._model, lesson.all_weights)
+        self._few = _spread(lesson.calibration, _SETTLED_ON)
+        self._step, self._best = 0, 0
+        self._curve: list[Point] = []
+        self._state: dict[str, Tensor] = {}
+        self._evaluate(settle=False)
+
+    def run(self) -> None:
+        """Learn until the time is over, or nothing gets better any more."""
+        lesson = self._lesson
+        peak = lesson.lr or (_LR_OF_ALL if lesson.all_weights else _LR)
+        optimizer = torch.optim.AdamW(self._parameters, lr=peak, weight_decay=0.0)
+        # One more evaluation, and setting the budget on all pictures, have to fit.
+        lasted, since = self._seconds(), time.perf_counter()
+        while self._seconds() < lesson.seconds - 3 * lasted and self._step != lesson.steps:
+            warm = min((self._step + 1) / _WARMUP, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * self._passed()))
+            images = lesson.crops.batch(self._step, lesson.batch_size).to(self._device)
+            _learn(self._dense, self._model, images, optimizer, self._parameters)
+            self._step += 1
+            if lasted < _EVALUATION_SHARE * (time.perf_counter() - since):
+                since = time.perf_counter()
+                self._evaluate()
+                lasted, since = time.perf_counter() - since, time.perf_counter()
+                if len(self._curve) - 1 - self._best >= _PATIENCE:
+                    return
+        if self._curve[-1].step != self._step:
+            self._evaluate()
+
+    def result(self) -> Distilled:
+        """The best that it was, or the start."""
+        chosen, best = copy.deepcopy(self._start).eval(), self._best
+        if best:
+            chosen.load_state_dict(self._state)
+            dge_models.set_budget(chosen, self._ratio, self._lesson.calibration)
+            found = measure_fidelity(self._dense, {"": chosen}, self._lesson.held_out, self._device)[""]
+            if found.score < self._curve[0].fidelity.score:
+                chosen, best = copy.deepcopy(self._start).eval(), 0
+        count = sum(each.numel() for each in self._parameters)
+        return Distilled(chosen, tuple(self._curve), best, count, len(self._lesson.crops))
+
+    def _evaluate(self, *, settle: bool = True) -> None:
+        """Measure; with `settle` the budget is set anew before."""
+        if settle:
+            dge_models.set_budget(self._model, self._ratio, self._few)
+        found = measure_fidelity(self._dense, {"": self._model}, self._lesson.held_out, self._device)[""]
+        self._curve.append(Point(self._step, self._seconds(), found))
+        if found.score > self._curve[self._best].fidelity.score:
+            self._best = len(self._curve) - 1
+            self._state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+        cosines = (
+            f"MAC ratio {found.mac_ratio:.3f}, class cosine {found.class_cosine:.4f}, token {found.token_cosine:.4f}"
+        )
+        passed = f"{self._seconds():.0f} of {self._lesson.seconds:.0f} s"
+        self._lesson.tell(f"distill: step {self._step}, {passed}, {cosines} on held-out pictures")
+        self._lesson.look(self._step, self._model)
+
+    def _passed(self) -> float:
+        """The share of the time that has passed, or of the steps where those come first."""
+        taken = self._step / self._lesson.steps if self._lesson.steps else 0.0
+        return max(self._seconds() / self._lesson.seconds, taken)
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
+
+def _trained(model: nn.Module, all_weights: bool) -> list[nn.Parameter]:
+    """The parameters that learn; the others want no gradient."""
+    routers = [module for module in model.modules() if isinstance(module, dge_models.Router)]
+    fixed = {id(parameter) for router in routers for parameter in router.parameters()}
+    chosen = []
+    for parameter in model.parameters():
+        learns = id(parameter) not in fixed and (all_weights or parameter.ndim == 1)
+        parameter.requires_grad_(learns)
+        if learns:
+            chosen.append(parameter)
+    return chosen
+
+
+def _learn(
+    dense: nn.Module, model: nn.Module, images: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
+) -> None:
+    with torch.no_grad():
+        expected = answers_of(dense, images)
+    loss = _loss(answers_of(model, images), expected)
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, _CLIP, error_if_nonfinite=True)
+    optimizer.step()
+
+
+def _loss(answers: Answers, expected: Answers) -> Tensor:
+    vector = 1 - F.cosine_similarity(answers.vector, expected.vector, dim=-1).mean()
+    if answers.logits is None or expected.logits is None:
+        return vector + 1 - F.cosine_similarity(answers.tokens, expected.tokens, dim=-1).mean()
+    known, wanted = answers.logits.log_softmax(-1), expected.logits.log_softmax(-1)
+    return vector + F.kl_div(known, wanted, reduction="batchmean", log_target=True)
+
+
+def _spread(batches: Sequence[Tensor], count: int) -> list[Tensor]:
+    """At most so many of the pictures, evenly spaced: neighbours in a folder resemble each other."""
+    pictures = torch.cat(list(batches))
+    if len(pictures) <= count:
+        return list(batches)
+    return list(pictures[torch.arange(count) * len(pictures) // count].split(len(batches[0])))
