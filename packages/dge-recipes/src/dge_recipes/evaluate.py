@@ -1,94 +1,125 @@
-"""``dge-eval``: accuracy, MACs and speed of a model on held-out images."""
+"""Evaluation of a checkpoint, from what a user names to a row of the table.
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-
-from dge_recipes.cli import check_target, run_command
-from dge_recipes.errors import UserError
-
-__all__ = ["main"]
-
-_DESCRIPTION = """\
-Evaluate a model on the held-out images and print a row like the published table's, the published one below it.
-
-  dge-eval runs/digits                                    the newest checkpoint of a run of dge-train
-  dge-eval runs/digits --best                             its best one
-  dge-eval runs/digits --budget 0.4,0.5,0.7               the same weights at several budgets: a table and a picture
-  dge-eval dge.pth data.root=/data/imagenet               a checkpoint of the method's authors
-  dge-eval mine.safetensors --config deit_dge_tiny_256 data.root=/data/imagenet
-                                                          bare weights, and the recipe that they fit
-  dge-eval deit_small_patch16_224.fb_in1k data.root=/data/imagenet
-                                                          a model of timm with its own weights and preprocessing
+Its command line is ``commands/evaluate.py``.
 """
 
+import sys
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
-    return run_command("dge-eval", lambda: _run(options))
+from dge_recipes.commands.evaluate import main
 
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "dge-eval",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("checkpoint", help="a run folder, a checkpoint folder, a weights file, or a model name of timm")
-    parser.add_argument(
-        "--config", metavar="NAME_OR_FILE", help="recipe of the model and the data; a run knows its own"
-    )
-    parser.add_argument("--best", action="store_true", help="of a run, the best checkpoint instead of the newest")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
-    parser.add_argument(
-        "--budget", metavar="RATIOS", default="", help="MAC ratios to set and evaluate, for example 0.4,0.5,0.7"
-    )
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="where --budget draws (.png or .svg); default: tradeoff.png"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="keys to change, for example data.root=/data"
-    )
-    return parser
-
-
-def _run(options: argparse.Namespace) -> None:
-    budgets = _budgets(options.budget)
-    if options.json is not None:
-        check_target("--json", options.json)
-    if options.plot is not None and not budgets:
-        raise UserError("--plot draws what --budget evaluates; add --budget, for example 0.4,0.5,0.7")
-    plot = options.plot or Path("tradeoff.png")
-    if budgets:
-        check_target("--plot", plot, suffixes=(".png", ".svg"))
-    # Imported late: --help answers at once.
-    from dge_recipes.evaluation.report import evaluate_checkpoint
-    from dge_recipes.evaluation.subject import find_subject
-
-    evaluate_checkpoint(
-        find_subject(options.checkpoint, options.config, options.overrides),
-        best=options.best,
-        ema=options.ema,
-        budgets=budgets,
-        output=options.json,
-        plot=plot,
-    )
-
-
-def _budgets(text: str) -> list[float]:
-    try:
-        budgets = [float(part) for part in text.split(",")] if text else []
-    except ValueError as error:
-        raise UserError(f"--budget {text!r}: expected numbers with commas between, for example 0.4,0.5,0.7") from error
-    for budget in budgets:
-        if not 0 < budget <= 1:
-            raise UserError(f"--budget {text!r}: got {budget:g}, expected MAC ratios above 0 and at most 1")
-    return budgets
-
-
-if __name__ == "__main__":
+if __name__ == "__main__":  # before PyTorch is imported, which reads then what the command line sets
     sys.exit(main())
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dge_recipes.checkpoints.atomic_files import write_text
+from dge_recipes.checkpoints.stored_classes import stored_classes
+from dge_recipes.data import HeldOutData, build_held_out
+from dge_recipes.evaluation.accuracy import evaluate
+from dge_recipes.evaluation.speed import machine_facts, measure_speed
+from dge_recipes.evaluation.table import Row, markdown_table, published_row
+from dge_recipes.evaluation.target import Target
+from dge_recipes.evaluation.tradeoff import draw_tradeoff, evaluate_budgets, tradeoff_table
+from dge_recipes.models import build_model, display_name, load_weights
+from dge_recipes.processes import on_every_process, on_main_process, start_processes
+
+__all__ = ["evaluate_checkpoint", "main"]
+
+
+def evaluate_checkpoint(
+    target: Target,
+    *,
+    best: bool = False,
+    ema: bool = False,
+    budgets: Sequence[float] = (),
+    output: Path | None = None,
+    plot: Path | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Evaluate stored weights. Every process of a launch calls it.
+
+    Args:
+        target: model, data and weights.
+        best: of a run, the best checkpoint instead of the newest.
+        ema: the averaged weights.
+        budgets: MAC ratios to set and evaluate beside the model as it is.
+        output: a JSON file that the main process writes the numbers to.
+        plot: a picture of accuracy over MACs, of the budgets.
+        tell: called in the main process with each table, as soon as it is known.
+
+    Returns:
+        The numbers, the number of processes that took part, device and versions.
+
+    Raises:
+        UserError: anything that the user can correct.
+    """
+    config = target.config
+    accelerator = start_processes(config)
+    tell = tell if accelerator.is_main_process else lambda _: None
+    weights = on_every_process(accelerator, lambda: target.find_weights(best=best, ema=ema))
+    held_out = on_every_process(accelerator, lambda: _held_out(target, weights))
+    model = build_model(config.model, held_out.num_classes, held_out.image_shape, init=False)
+    if weights is not None:
+        load_weights(model, str(weights[0]), ema=weights[1])
+    model = model.to(accelerator.device).eval()
+    loader = accelerator.prepare(held_out.loader)
+    evaluation = evaluate(model, loader, accelerator, held_out.num_images, match=held_out.match)
+    batch_size, rounds = config.eval.batch_size, config.eval.timing_rounds
+    speed = measure_speed(model, held_out.loader.dataset, batch_size, rounds, accelerator)
+    name, published = display_name(config.model), published_row(config, _count(held_out))
+    row = Row(name, evaluation.acc1, evaluation.acc5, evaluation.macs, speed, published)
+    unreadable = f", {evaluation.unreadable} unreadable" if evaluation.unreadable else ""
+    processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
+    told = f"{evaluation.images} images{unreadable}, {processes}{_tell_classes(held_out)}"
+    tell(f"{markdown_table([row])}\n{told}")
+    report = {
+        "model": name,
+        "checkpoint": target.weights,
+        **evaluation.as_dict(),
+        "num_classes": _count(held_out),
+        "classes": _names(held_out),
+        "data": {"num_images": held_out.num_images, "digest": held_out.identity.digest},
+        "images_per_second": speed,
+        "published": None if published is None else asdict(published),
+        **machine_facts(accelerator),
+    }
+    if budgets:
+        points = evaluate_budgets(model, budgets, config, held_out, loader, accelerator)
+        tell(tradeoff_table(points))
+        report["budgets"] = [point.as_dict() for point in points]
+        if plot is not None:
+            draw_tradeoff(plot, name, points, accelerator)
+    if output is not None:
+        on_main_process(accelerator, lambda: write_text(output, json.dumps(report, indent=2) + "\n"))
+    return report
+
+
+def _held_out(target: Target, weights: tuple[Path, bool] | None) -> HeldOutData:
+    """The held-out images, their labels matched with the classes that the weights know."""
+    classes = target.own_classes if weights is None else stored_classes(weights[0])
+    known = f"the weights {target.weights or target.config.model.name} know"
+    return build_held_out(target.config, classes, known)
+
+
+def _count(held_out: HeldOutData) -> int:
+    """Classes that the evaluation tells apart."""
+    return held_out.num_classes if held_out.match is None else held_out.match.count
+
+
+def _names(held_out: HeldOutData) -> list[str] | None:
+    """Their names in the data set, if it has some."""
+    names, places = held_out.identity.classes.names, None if held_out.match is None else held_out.match.places
+    if names is None:
+        return None
+    return [name for label, name in enumerate(names) if places is None or places[label] >= 0]
+
+
+def _tell_classes(held_out: HeldOutData) -> str:
+    """What is not as usual: fewer classes than the model knows, or classes that only their numbers tell apart."""
+    count, match = _count(held_out), held_out.match
+    among = "" if count == held_out.num_classes else f", among {count} of {held_out.num_classes} classes"
+    return among if match is None or match.by == "name" else f"{among}, classes compared by number alone"

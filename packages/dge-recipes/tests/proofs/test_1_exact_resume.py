@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from dge_recipes.config import Config, load_config
+from dge_recipes.engine.reporting import Reporter
 from dge_recipes.errors import RunStopped
 from dge_recipes.evaluation import accuracy
-from dge_recipes.training import train
-from dge_recipes.training.reporting import Reporter
+from dge_recipes.train import train
 
 TRAIN = ("-m", "dge_recipes.train", "--config", "digits")
 TWO = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv_backend", "c10d", "--rdzv_endpoint")

@@ -14,7 +14,7 @@ import pytest
 from dge_recipes.checkpoints import CheckpointStore
 from dge_recipes.config import Config
 from dge_recipes.errors import UserError
-from dge_recipes.training import train
+from dge_recipes.train import train
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def test_old_checkpoints_survive_a_write_that_fails(
 ) -> None:
     base = small_config("model.kwargs.embed_dim=64", "checkpoint.every_steps=2", "checkpoint.keep_last=9")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("dge_recipes.training.loop._finish_epoch", _interrupt)
+        patch.setattr("dge_recipes.train._finish_epoch", _interrupt)
         train(base)
     store = CheckpointStore(Path(base.output.dir) / "checkpoints")
     assert [folder.name for folder in store.folders()] == ["step_00000002", "step_00000004"]

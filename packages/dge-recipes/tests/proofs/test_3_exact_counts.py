@@ -10,7 +10,7 @@ from launching import launch
 
 from dge_recipes.config import load_config
 from dge_recipes.evaluate import main
-from dge_recipes.training import train
+from dge_recipes.train import train
 
 
 @pytest.fixture(scope="module")

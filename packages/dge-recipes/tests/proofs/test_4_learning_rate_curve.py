@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dge_recipes.config import load_config
 from dge_recipes.errors import UserError
-from dge_recipes.training import train
+from dge_recipes.train import train
 
 # SGD, because it is linear in the gradient: others blow a rounding error up where a gradient is near zero.
 COMMON = ("optim.name=sgd", "optim.lr_batch=128", "schedule.warmup_epochs=1", "train.epochs=2", "train.log_every=1")

@@ -1,8 +1,7 @@
 """Accuracy, cost and speed of a model on held-out images."""
 
 from dge_recipes.evaluation.accuracy import Evaluation, evaluate
-from dge_recipes.evaluation.machine import first_images, machine_facts, measure_speed
-from dge_recipes.evaluation.speed import images_per_second, time_forwards
+from dge_recipes.evaluation.speed import first_images, images_per_second, machine_facts, measure_speed, time_forwards
 from dge_recipes.evaluation.table import Row, markdown_table
 
 __all__ = [

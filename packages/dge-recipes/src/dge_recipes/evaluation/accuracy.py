@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dge_models
-from dge_recipes.data.images import UNREADABLE
+from dge_recipes.classes import ClassMatch
+from dge_recipes.data.images import UNREADABLE, HeldOutImages
+from dge_recipes.data.workers import watched
 from dge_recipes.errors import UserError
 from dge_recipes.models import is_routed
 
@@ -49,6 +51,7 @@ def evaluate(
     accelerator: Accelerator,
     num_images: int,
     after_batch: Callable[[], None] = lambda: None,
+    match: ClassMatch | None = None,
 ) -> Evaluation:
     """Evaluate a model, each process its share of the images.
 
@@ -58,23 +61,26 @@ def evaluate(
         accelerator: of this run.
         num_images: images in the data set.
         after_batch: called in every process; what it raises ends the evaluation.
+        match: how the labels meet the model's outputs; None: label k is output k.
 
     Returns:
         The same numbers in every process, whatever their number.
 
     Raises:
         RuntimeError: the number of images met is not `num_images`.
-        UserError: none of the images could be read.
+        UserError: none of the images could be read, or fewer than the data set's ``max_unreadable`` asks for.
     """
     was_training = model.training
     model.eval()
     totals = torch.zeros(5, dtype=torch.float64)
     static, met = 0.0, 0
     with torch.no_grad():
-        for images, labels in loader:
+        for images, labels in watched(loader):
             with accelerator.autocast():
                 logits, macs, static = _classify(model, images)
             readable = (labels != UNREADABLE).float()
+            if match is not None:
+                logits, labels = match(logits, labels)
             numbers = _scores(logits.float(), labels.clamp(min=0))
             scores = torch.stack([readable, *numbers, macs.float().to(logits.device)], dim=1)
             # The padding that makes the last batches equal is dropped here.
@@ -88,6 +94,9 @@ def evaluate(
         raise RuntimeError(f"evaluated {met} images, but the data set has {num_images}")
     if count == 0:
         raise UserError(f"none of the {num_images} held-out images can be read")
+    data = getattr(loader, "dataset", None)
+    if isinstance(data, HeldOutImages):  # a process alone meets only its share of them
+        data.check_skipped(num_images - int(count))
     images, macs_mean = int(count), macs_total / count
     return Evaluation(
         images=images,

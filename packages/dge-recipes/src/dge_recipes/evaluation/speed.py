@@ -1,13 +1,20 @@
-"""Images per second of one or several models, compared fairly."""
+"""Images per second of one or several models, compared fairly, and the machine that they were measured on."""
 
+import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import Dataset, default_collate
 
-__all__ = ["images_per_second", "time_forwards"]
+from dge_recipes.processes import on_main_process
+
+__all__ = ["first_images", "images_per_second", "machine_facts", "measure_speed", "time_forwards"]
 
 
 def time_forwards(
@@ -56,3 +63,51 @@ def _time_forward(model: nn.Module, images: Tensor) -> float:
 def _synchronize(images: Tensor) -> None:
     if images.device.type != "cpu":
         torch.accelerator.synchronize(images.device)
+
+
+def machine_facts(accelerator: Accelerator) -> dict[str, Any]:
+    """What ran: processes that really took part, device, precision and versions."""
+    device = accelerator.device
+    return {
+        "num_processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_threads": torch.get_num_threads(),
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "timm", "accelerate")},
+    }
+
+
+def measure_speed(
+    model: nn.Module, data_set: Dataset[Any], batch_size: int, rounds: int, accelerator: Accelerator
+) -> float | None:
+    """Images per second of evaluation forwards, measured in the main process while the others wait.
+
+    Args:
+        model: on the accelerator's device.
+        data_set: whose first images make the batch.
+        batch_size: images in the batch.
+        rounds: timed forwards; 0 measures nothing.
+        accelerator: of this run.
+
+    Returns:
+        The same number in every process; None where `rounds` is 0.
+    """
+    if rounds == 0:
+        return None
+
+    def measure() -> float:
+        images = first_images(data_set, batch_size).to(accelerator.device)
+        with accelerator.autocast():
+            seconds = time_forwards({"model": model}, [images], rounds)["model"]
+        return images_per_second(seconds, len(images))
+
+    return on_main_process(accelerator, measure)
+
+
+def first_images(data_set: Dataset[Any], count: int) -> Tensor:
+    """The first images of an evaluation set as one batch [<= count, C, H, W]."""
+    available = min(count, len(data_set))  # type: ignore[arg-type]  # has __len__
+    images: Tensor = default_collate([data_set[index][0] for index in range(available)])
+    return images

@@ -5,21 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 import dge_models
 from dge_recipes.config import Config
 from dge_recipes.data import HeldOutData
-from dge_recipes.data.calibration import calibration_batches
+from dge_recipes.data.image_sets import plain_images
+from dge_recipes.data.images import UNREADABLE
 from dge_recipes.errors import UserError
 from dge_recipes.evaluation.accuracy import Evaluation, evaluate
-from dge_recipes.evaluation.machine import measure_speed
+from dge_recipes.evaluation.speed import measure_speed
 from dge_recipes.models import is_routed
 from dge_recipes.plots import draw_curves
 from dge_recipes.processes import on_main_process
 
-__all__ = ["BudgetPoint", "draw_tradeoff", "evaluate_budgets", "tradeoff_table"]
+__all__ = ["BudgetPoint", "calibration_batches", "draw_tradeoff", "evaluate_budgets", "tradeoff_table"]
+
+_IMAGES = 512
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,30 @@ def evaluate_budgets(
             setting = dge_models.set_budget(model, budget, batches)
         except ValueError as error:
             raise UserError(f"--budget {budget}: {error}") from error
-        evaluation = evaluate(model, loader, accelerator, held_out.num_images)
+        evaluation = evaluate(model, loader, accelerator, held_out.num_images, match=held_out.match)
         rounds = config.eval.timing_rounds
         speed = measure_speed(model, held_out.loader.dataset, config.eval.batch_size, rounds, accelerator)
         points.append(BudgetPoint(budget, setting.ratio, evaluation, speed))
     return points
+
+
+def calibration_batches(config: Config) -> list[Tensor]:
+    """Evenly spaced training images, resized and cropped but not augmented, so that no held-out one is looked at.
+
+    Args:
+        config: the data set, and ``eval.batch_size``.
+
+    Returns:
+        Batches [<= eval.batch_size, C, H, W], 512 images in all or as many as there are.
+
+    Raises:
+        UserError: the data are not there.
+    """
+    data = plain_images(config, "train", counted=config.data.classes != "subset").images
+    count = min(_IMAGES, len(data))
+    samples = [data[index * len(data) // count] for index in range(count)]
+    images: Tensor = default_collate([image for image, label in samples if label != UNREADABLE])
+    return list(torch.split(images, config.eval.batch_size))
 
 
 def tradeoff_table(points: Sequence[BudgetPoint]) -> str:

@@ -1,0 +1,1 @@
+"""Parts of a training run, each of which can be understood alone; :mod:`dge_recipes.train` puts them together."""
