@@ -10,28 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from small_recipes import SMALL, forget_accelerate
 
 from dge_recipes.config import Config, load_config
 
 torch.set_num_threads(1)
-
-# 8 x 8 tokens, one block: a training step takes milliseconds.
-SMALL = (
-    "data.image_size=32",
-    "data.digit_size=20",
-    "model.kwargs.img_size=32",
-    "model.kwargs.embed_dim=16",
-    "model.kwargs.num_heads=2",
-    "model.kwargs.depth=1",
-    "train.epochs=2",
-    "train.batch_size=240",
-    "train.log_every=2",
-    "train.eval_every=1",
-    "checkpoint.every_epochs=1",
-    "eval.batch_size=100",
-    "eval.timing_rounds=0",
-)
 
 Start = Callable[..., "subprocess.Popen[str]"]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -67,17 +50,11 @@ def small_config(tmp_path: Path) -> Callable[..., Config]:
     return build
 
 
-def _forget_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-
-
 @pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[Callable[[], None]]:
     """Accelerate keeps its state in singletons; a test must not see an earlier one's. Call it to forget at once."""
-    yield _forget_accelerate
-    _forget_accelerate()
+    yield forget_accelerate
+    forget_accelerate()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """What every command does when its output, its terminal or its user gives up, and when a result has no place."""
 
 import ctypes
+import errno
+import importlib
 import os
 import re
 import signal
@@ -12,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from dge_recipes.cli import check_target
-from dge_recipes.errors import UserError
+from dge_recipes.cli import check_target, run_command
+from dge_recipes.errors import MachineError, UserError
 
 _TRAIN = (sys.executable, "-m", "dge_recipes.train")
 _LONG = ("train.epochs=99", "train.batch_size=24", "train.log_every=1", "data.workers=2")
@@ -67,6 +69,80 @@ def test_a_terminal_ends_training(
     )
     assert step is not None
     assert (run / "checkpoints" / f"step_{int(step[1]):08d}").is_dir()
+
+
+def _fail(error: Exception, cause: Exception | None = None) -> Callable[[], None]:
+    def fail() -> None:
+        raise error from cause
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (UserError("no such\nfile"), 1, "x: error: no such file\n"),
+        (MachineError("a mount is gone"), 75, "x: error: a mount is gone; then do it again\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            75,
+            "x: error: No space left on device: /data/x; free some space; then do it again\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_one_line_and_a_status(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    line: str,
+    rank: str,
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    assert run_command("x", _fail(error), "do it again") == status
+    where = "" if rank == "0" else " (process 3)"
+    assert capsys.readouterr().err == line.replace("\n", f"{where}\n")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    error = ValueError("a fault")
+    with pytest.raises(ValueError, match="a fault") as caught:
+        run_command("x", _fail(error))
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("error", [UserError("no such file"), MachineError("a mount is gone")])
+def test_debugging_shows_the_traceback_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: UserError
+) -> None:
+    monkeypatch.setenv("DGE_DEBUG", "1")
+    run_command("x", _fail(error, OSError(errno.EIO, "Input/output error")))
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith(f"x: error: {error}")
+    assert "OSError: [Errno 5] Input/output error" in before
+    assert f"dge_recipes.errors.{type(error).__name__}: {error}" in before
+
+
+@pytest.mark.parametrize("module", ["train", "evaluate", "benchmark", "visualize", "convert"])
+def test_every_command_shows_tracebacks_if_asked_to(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.delenv("DGE_DEBUG", raising=False)
+    main = importlib.import_module(f"dge_recipes.commands.{module}").main
+    target = {"train": ["--config", "gone.yaml"], "benchmark": ["--output", "x", "--batches", "no"]}
+    target |= {"visualize": ["gone.png", "--checkpoint", "gone", "--output", "x"], "convert": ["gone", "x.pth"]}
+    arguments = target.get(module, ["gone"])
+    assert main(arguments) == 1
+    short = capsys.readouterr().err
+    assert main(["--traceback", *arguments]) == 1
+    long = capsys.readouterr().err
+    assert short.count("\n") == 1
+    assert long.startswith("Traceback (most recent call last):\n")
+    assert long.endswith(short)
+    assert "DGE_DEBUG" not in os.environ
+    assert main(arguments) == 1
+    assert capsys.readouterr().err == short
 
 
 def test_nobody_reads_stderr_any_more(start: Callable[..., Any], small: Sequence[str], tmp_path: Path) -> None:

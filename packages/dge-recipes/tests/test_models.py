@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dge_models import Router, trace
-from dge_recipes.config import Config
+from dge_recipes.config import Config, ModelConfig
 from dge_recipes.errors import UserError
-from dge_recipes.models import build_model, display_name, is_routed, load_weights
+from dge_recipes.models import build_model, create_model, display_name, is_routed, load_weights
 
 SHAPE = (1, 32, 32)
 
@@ -83,6 +83,17 @@ def test_a_model_that_does_not_exist_or_fit(small_config: Callable[..., Config],
     with pytest.raises(UserError, match=words) as error:
         _build(small_config(override, name="digits_dense"))
     assert "\n" not in str(error.value)
+
+
+def test_a_fault_of_a_model_is_not_blamed_on_who_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str, **kwargs: object) -> None:
+        raise AttributeError("a fault")
+
+    monkeypatch.setattr("timm.create_model", broken)
+    with pytest.raises(AttributeError, match="a fault"):
+        create_model(ModelConfig(name="deit_tiny_patch16_224"), 10)
+    with pytest.raises(UserError, match=r"cannot be created with model\.kwargs"):
+        create_model(ModelConfig(name="deit_tiny_patch16_224", kwargs={"depth": 1}), 10)
 
 
 def test_no_block_to_route(small_config: Callable[..., Config]) -> None:

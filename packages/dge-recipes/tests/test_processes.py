@@ -4,7 +4,9 @@ Each launch is a process tree of its own; what matters is how many processes rea
 run's own records say.
 """
 
+import errno
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ import pytest
 from accelerate import Accelerator
 from launching import launch
 
+from dge_recipes import processes
 from dge_recipes.config import load_config
-from dge_recipes.errors import UserError
-from dge_recipes.processes import on_main_process, start_processes
+from dge_recipes.errors import MachineError, UserError
+from dge_recipes.processes import on_every_process, on_main_process, start_processes
 
 LAUNCHES = [(launcher, count) for launcher in ("accelerate", "torchrun") for count in (1, 2, 3)]
 
@@ -66,9 +69,38 @@ def test_the_main_process_answers_or_fails_for_all() -> None:
         on_main_process(accelerator, fail)
 
 
+def test_what_the_machine_does_to_the_main_process_is_told_by_all(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shared: list[Any] = []
+    monkeypatch.setattr("dge_recipes.processes.broadcast_object_list", shared.extend)
+
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    with pytest.raises(MachineError, match="No space left on device: x; free some space") as caught:
+        on_main_process(Accelerator(cpu=True), fail)
+    assert isinstance(caught.value.__cause__, OSError)
+    others = pickle.loads(pickle.dumps(shared))[1]
+    assert (type(others), str(others)) == (MachineError, str(caught.value))
+
+
 def test_sharding_is_refused_and_not_silently_left_out(
     monkeypatch: pytest.MonkeyPatch, small: Sequence[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="FSDP is not supported here: launch with DDP"):
         start_processes(load_config("digits", [*small, f"output.dir={tmp_path}"]))
+
+
+def test_an_error_in_one_process_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise UserError("no such folder")
+
+    accelerator = Accelerator(cpu=True)
+    assert on_every_process(accelerator, lambda: 3) == 3
+    with pytest.raises(UserError, match=r"^no such folder$"):
+        on_every_process(accelerator, fail)
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, "no such folder"])
+    with pytest.raises(UserError, match=r"^process 1: no such folder$"):
+        on_every_process(accelerator, lambda: 3)

@@ -7,17 +7,14 @@ from typing import Any
 
 import pytest
 
-from dge_recipes import benchmark, convert, evaluate, overhead, train, visualize
+from dge_recipes.commands import benchmark, compress, convert, evaluate, export, train, visualize
 from dge_recipes.config import launcher_path, load_config
-from dge_recipes.demo import __main__ as demo
-from dge_recipes.study import __main__ as study
 
 _OTHERS: dict[str, Any] = {
-    "dge_recipes.demo": demo,
-    "dge_recipes.study": study,
-    "dge_recipes.overhead": overhead,
     "dge-benchmark": benchmark,
+    "dge-compress": compress,
     "dge-convert": convert,
+    "dge-export": export,
     "dge-visualize": visualize,
 }
 _README = Path(__file__).parents[1] / "README.md"
@@ -49,4 +46,4 @@ def test_command_line(line: str) -> None:
 
 
 def test_there_are_some() -> None:
-    assert len(_lines()) >= 22
+    assert len(_lines()) >= 18

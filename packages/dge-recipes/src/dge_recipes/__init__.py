@@ -1,8 +1,8 @@
 """Training and evaluation of Dynamic Grained Encoder (DGE) vision transformers.
 
-Command lines: ``dge-train``, ``dge-eval``, ``dge-benchmark``, ``dge-visualize``, ``dge-convert``, and
-``python -m`` with ``dge_recipes.demo``, ``dge_recipes.study`` and ``dge_recipes.overhead``.
-From Python: :func:`dge_recipes.config.load_config`, :func:`dge_recipes.training.train` and
+Command lines: ``dge-train``, ``dge-eval``, ``dge-benchmark``, ``dge-visualize``, ``dge-convert`` and
+``dge-compress``.
+From Python: :func:`dge_recipes.config.load_config`, :func:`dge_recipes.train.train` and
 :func:`dge_recipes.evaluation.evaluate` are what the command lines call.
 """
 

@@ -1,129 +1,233 @@
-"""``dge-benchmark``: how much faster a DGE model is than the dense one, and how much its MACs promise."""
+"""Speed and memory of a DGE model against the dense model of the same shape, eager and compiled, and the report.
 
-import argparse
+Its command line is ``commands/benchmark.py``.
+"""
+
 import sys
-from collections.abc import Sequence
+
+from dge_recipes.commands.benchmark import main
+
+if __name__ == "__main__":  # before PyTorch is imported, which reads then what the command line sets
+    sys.exit(main())
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dge_recipes.cli import check_target, run_command
+import numpy as np
+import timm
+import torch
+from torch import Tensor, nn
+
+import dge_models
+from dge_models import Router
+from dge_recipes.checkpoints.atomic_files import write_text
+from dge_recipes.config import ModelConfig
 from dge_recipes.errors import UserError
+from dge_recipes.evaluation.speed import time_forwards
+from dge_recipes.models import create_model, is_routed, load_weights
+from dge_recipes.plots import draw_curves
 
-__all__ = ["main"]
-
-_DESCRIPTION = """\
-Time a DGE model and timm's dense model of the same shape in alternation on the same images, and put the speed-up
-beside the one that the MACs imply. Writes benchmark.md, benchmark.json and benchmark.png.
-
-  dge-benchmark --output results                          DeiT-Ti, batches 1, 8, 64 and 256
-  dge-benchmark --output results --batches 1,8 --rounds 5 a quick look
-  dge-benchmark --output results --compile --precision bf16
-                                                          also compiled by torch.compile; bfloat16
-  dge-benchmark --output results --checkpoint dge.pth     with trained weights and their routing
-
-Without --checkpoint the weights are random and the routers are set to half of the MACs on noise. Compare on an
-otherwise idle machine.
-"""
-_PRECISIONS = ("fp32", "bf16", "fp16")
+__all__ = ["Measurement", "Pair", "benchmark_table", "build_pair", "main", "measure", "speedups", "write_report"]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    options = _parser().parse_args(arguments)
-    return run_command("dge-benchmark", lambda: _run(options))
+@dataclass(frozen=True)
+class Pair:
+    """A dense model and the DGE model of the same shape, on one device, in evaluation mode.
+
+    Attributes:
+        models: ``dense`` and ``DGE``.
+        images: makes a batch of noise of the given size, alone in a list.
+        mac_ratio: mean MACs of the DGE model over the dense one's, on such images.
+        routing: where the routing comes from, for the report.
+    """
+
+    models: dict[str, nn.Module]
+    images: Callable[[int], list[Tensor]]
+    mac_ratio: float
+    routing: str
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "dge-benchmark",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    names = ("deit_dge_s124_tiny_patch16_256", "deit_tiny_patch16_256")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the three files")
-    parser.add_argument(
-        "--model", default=names[0], metavar="NAME", help="the DGE model, by timm's name; default: %(default)s"
-    )
-    parser.add_argument("--dense", default=names[1], metavar="NAME", help="the dense one; default: %(default)s")
-    parser.add_argument("--checkpoint", metavar="PATH", help="weights of the DGE model")
-    parser.add_argument(
-        "--ratio", type=float, metavar="R", help="set the routers to this MAC ratio: above 0, at most 1"
-    )
-    parser.add_argument(
-        "--batches", default="1,8,64,256", metavar="N,N", help="images per forward; default: %(default)s"
-    )
-    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed forwards; default: %(default)s")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="default: %(default)s")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 ...")
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads; default: PyTorch's choice")
-    parser.add_argument("--compile", action="store_true", help="also time both compiled")
-    parser.add_argument("--backend", default="inductor", metavar="NAME", help="of --compile; default: %(default)s")
-    return parser
+def build_pair(dge: str, dense: str, checkpoint: str | None, ratio: float | None, device: torch.device) -> Pair:
+    """Build both models.
+
+    Args:
+        dge: the DGE model's name known to timm.
+        dense: the dense model's.
+        checkpoint: weights of the DGE model, a head of another size left out; None: random weights, the routers
+            set to `ratio`.
+        ratio: MAC ratio to set the routers to; None: as the checkpoint has them, or 0.5 without one.
+        device: to run on.
+
+    Raises:
+        UserError: an unknown model, one without routers, weights that do not fit, a ratio out of reach, or a dense
+            model that is no vision transformer or takes other images.
+    """
+    torch.manual_seed(0)
+    routed = create_model(ModelConfig(name=dge), 1000)
+    if not is_routed(routed):
+        raise UserError(f"--model {dge} has no routers; expected a DGE model, and --dense for the one to compare with")
+    routing = f"as {checkpoint} has it"
+    if checkpoint is not None:
+        load_weights(routed, checkpoint, reset_head=True)
+    else:
+        ratio = 0.5 if ratio is None else ratio
+        for module in routed.modules():
+            if isinstance(module, Router):  # as initialised a router can hardly tell regions apart
+                nn.init.normal_(module.gate.weight)
+    size = timm.get_pretrained_cfg(dge).input_size  # type: ignore[union-attr]
+    plain = create_model(ModelConfig(name=dense), 1000)
+    models = {"dense": plain.to(device).eval(), "DGE": routed.to(device).eval()}
+
+    def images(batch: int) -> list[Tensor]:
+        return [torch.randn(batch, *size, generator=torch.Generator().manual_seed(batch)).to(device)]
+
+    calibration = images(4) + images(5)
+    try:
+        with torch.inference_mode():
+            plain(calibration[0][:1])
+        static = dge_models.count_macs(plain, calibration[0]).total.mean().item()
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise UserError(f"--dense {dense} cannot be compared on images of {list(size)}: {error}") from error
+    if ratio is not None:
+        try:
+            setting = dge_models.set_budget(routed, ratio, calibration)
+        except ValueError as error:
+            raise UserError(f"--ratio {ratio}: {error}") from error
+        source = "random" if checkpoint is None else checkpoint
+        routing = f"{source} weights, set to a MAC ratio of {setting.ratio:.3f} on noise"
+    dynamic = dge_models.count_macs(routed, calibration[0]).total.mean().item()
+    return Pair(models, images, dynamic / static, routing)
 
 
-def _run(options: argparse.Namespace) -> None:
-    batches = _batches(options.batches)
-    for name, number in (("rounds", options.rounds), ("threads", options.threads)):
-        if number is not None and number < 1:
-            raise UserError(f"--{name} {number}: expected at least 1")
-    check_target("--output", options.output, folder=True)
-    # Imported late: --help answers at once.
-    import torch
+@dataclass(frozen=True)
+class Measurement:
+    """One model, one way to run it, one batch size.
 
-    from dge_recipes.benchmarking.measuring import measure
-    from dge_recipes.benchmarking.report import to_markdown, write_report
-    from dge_recipes.benchmarking.subjects import build_pair
+    Attributes:
+        model: ``dense`` or ``DGE``.
+        variant: ``eager`` or ``compiled``.
+        batch: images per forward.
+        images_per_second: of the median forward.
+        p50_ms, p95_ms: latency of a forward, in milliseconds.
+        memory_mib: the most that a forward needed beside weights and images, on CUDA; None elsewhere.
+    """
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = _device(options.device)
-    if options.compile and options.backend not in torch.compiler.list_backends(exclude_tags=()):
-        usual = ", ".join(torch.compiler.list_backends())
-        raise UserError(f"--backend {options.backend}: torch.compile has none of that name; usual ones are {usual}")
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
-    pair = build_pair(options.model, options.dense, options.checkpoint, options.ratio, device)
-    backend = options.backend if options.compile else None
-    found = measure(pair.models, pair.images, batches, backend=backend, rounds=options.rounds, dtype=dtype)
-    facts: dict[str, Any] = {
-        "model": options.model,
-        "dense": options.dense,
-        "routing": pair.routing,
-        "mac_ratio": round(pair.mac_ratio, 4),
-        "precision": options.precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "torch": torch.__version__,
+    model: str
+    variant: str
+    batch: int
+    images_per_second: float
+    p50_ms: float
+    p95_ms: float
+    memory_mib: float | None
+
+
+def measure(
+    models: dict[str, nn.Module],
+    images: Callable[[int], Sequence[Tensor]],
+    batches: Sequence[int],
+    *,
+    backend: str | None,
+    rounds: int,
+    dtype: torch.dtype,
+) -> list[Measurement]:
+    """Time evaluation forwards; at each batch size all models alternate, so that all meet the same conditions.
+
+    Args:
+        models: by name, in evaluation mode on their device.
+        images: makes batches [B, C, H, W] of the given size on that device, which are taken in turn.
+        batches: images per forward.
+        backend: also time the models compiled by this backend of torch.compile; None: eager alone.
+        rounds: timed forwards of each.
+        dtype: float32, or what autocast computes in.
+    """
+    variants = {(name, "eager"): model for name, model in models.items()}
+    if backend is not None:
+        for name, model in models.items():
+            compiled: Any = torch.compile(model, backend=backend, dynamic=True)
+            variants[name, "compiled"] = compiled
+    found = []
+    for batch in batches:
+        data = images(batch)
+        runs = {"/".join(key): model for key, model in variants.items()}
+        with _precision(data[0], dtype), nullcontext() if backend is None else _compiling():
+            memory = {name: _memory(model, data[0]) for name, model in runs.items()}
+            seconds = time_forwards(runs, data, rounds)
+        for (name, variant), key in zip(variants, runs, strict=True):
+            times = seconds[key]
+            p50 = statistics.median(times)
+            numbers = (batch / p50, 1e3 * p50, 1e3 * float(np.percentile(times, 95)))
+            found.append(Measurement(name, variant, batch, *numbers, memory[key]))
+    return found
+
+
+def _precision(images: Tensor, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is torch.float32 else torch.autocast(images.device.type, dtype)
+
+
+def _compiling() -> AbstractContextManager[Any]:
+    """Models of one class share a cache; beyond its limit PyTorch would go on without compiling."""
+    return torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+
+
+def _memory(model: nn.Module, images: Tensor) -> float | None:
+    if images.device.type != "cuda":
+        return None
+    with torch.inference_mode():
+        model(images)  # compilation and workspaces are not the model's need
+        torch.cuda.reset_peak_memory_stats(images.device)
+        before = torch.cuda.memory_allocated(images.device)
+        model(images)
+        torch.cuda.synchronize(images.device)
+    return round((torch.cuda.max_memory_allocated(images.device) - before) / 2**20, 1)
+
+
+def speedups(measurements: Sequence[Measurement]) -> dict[tuple[int, str], float]:
+    """Median latency of the dense model over the DGE model's, by (batch, variant)."""
+    times = {(each.model, each.batch, each.variant): each.p50_ms for each in measurements}
+    return {
+        (batch, variant): times["dense", batch, variant] / time
+        for (model, batch, variant), time in times.items()
+        if model == "DGE"
     }
-    write_report(options.output, found, facts)
-    print(to_markdown(found, facts))
 
 
-def _batches(text: str) -> list[int]:
-    try:
-        batches = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--batches {text!r}: expected whole numbers with commas between, for example 1,8") from error
-    if min(batches) < 1:
-        raise UserError(f"--batches {text!r}: expected numbers of at least 1")
-    return batches
+def benchmark_table(measurements: Sequence[Measurement], facts: dict[str, Any]) -> str:
+    """Two tables: every measurement, and the speed-ups beside what the MACs imply.
+
+    Args:
+        measurements: of both models.
+        facts: ``mac_ratio``, and what else was recorded; listed above the tables.
+    """
+    lines = [f"- {name}: {value}" for name, value in facts.items()]
+    lines += ["", "| model | run | batch | images/s | p50 ms | p95 ms | memory MiB |", "|---|---|---|---|---|---|---|"]
+    for each in measurements:
+        memory = "not measured" if each.memory_mib is None else f"{each.memory_mib:.0f}"
+        numbers = f"{each.images_per_second:.1f} | {each.p50_ms:.2f} | {each.p95_ms:.2f} | {memory}"
+        lines.append(f"| {each.model} | {each.variant} | {each.batch} | {numbers} |")
+    implied = 1 / facts["mac_ratio"]
+    lines += ["", "| run | batch | measured speed-up | implied by MACs | share reached |", "|---|---|---|---|---|"]
+    for (batch, variant), measured in speedups(measurements).items():
+        share = f"{measured / implied:.0%}"
+        lines.append(f"| {variant} | {batch} | {measured:.2f}x | {implied:.2f}x | {share} |")
+    return "\n".join(lines)
 
 
-def _device(name: str) -> Any:
-    import torch
+def write_report(folder: Path, measurements: Sequence[Measurement], facts: dict[str, Any]) -> None:
+    """Write ``benchmark.md``, ``benchmark.json`` and ``benchmark.png`` into a folder.
 
-    if name == "auto":
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {str(error).splitlines()[0]}") from error
-    if device.type == "meta":
-        raise UserError("--device meta: it computes nothing; expected cpu, cuda, cuda:1 ...")
-    return device
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        UserError: it cannot be written.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for each in measurements:
+        curves.setdefault(f"{each.model}, {each.variant}", []).append((each.batch, each.images_per_second))
+    title = f"{facts['model']} against {facts['dense']}, {facts['precision']}"
+    draw_curves(folder / "benchmark.png", curves, title=title, x="images per forward", y="images/s")
+    write_text(folder / "benchmark.md", f"# {title}\n\n{benchmark_table(measurements, facts)}\n")
+    content = {**facts, "measurements": [asdict(each) for each in measurements]}
+    write_text(folder / "benchmark.json", json.dumps(content, indent=2) + "\n")

@@ -1,72 +1,25 @@
-"""``dge-convert``: a checkpoint's weights as a safetensors file that nothing has to be unpickled from."""
+"""A checkpoint's weights as a safetensors file, or as a folder that timm loads."""
 
-import argparse
 import sys
-from collections.abc import Sequence
+
+from dge_recipes.commands.convert import main
+
+if __name__ == "__main__":  # before PyTorch is imported, which reads then what the command line sets
+    sys.exit(main())
+
 from pathlib import Path
 from typing import Any
 
-from dge_recipes.cli import check_target, run_command
+from safetensors.torch import save_file
+
+import dge_models
+from dge_recipes.checkpoints.atomic_files import write_file
+from dge_recipes.checkpoints.stored_classes import weights_metadata
+from dge_recipes.cli import check_target
 from dge_recipes.errors import UserError
+from dge_recipes.models import open_weights, output_names
 
 __all__ = ["convert", "main"]
-
-_DESCRIPTION = """\
-Write the weights of a checkpoint, under timm's names, to a safetensors file.
-
-  dge-convert dge.pth dge.safetensors                     a checkpoint of the method's authors
-  dge-convert dge.pth dge.safetensors --ema               its averaged weights
-  dge-convert runs/digits digits.safetensors              the newest checkpoint of a run of dge-train
-  dge-convert other.pth other.safetensors --model deit_tiny_patch16_256
-                                                          a file that does not say which model it is of
-
-The weights are loaded into the model and so checked; nothing in the file is run. --model takes any name that timm
-knows, and model arguments follow it as key=value, for example img_size=224.
-"""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
-    return run_command("dge-convert", lambda: _run(options))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "dge-convert",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("source", help="a weights file (.pth, .safetensors), a run folder or a checkpoint folder")
-    parser.add_argument("target", type=Path, help="the .safetensors file to write")
-    parser.add_argument("--model", metavar="NAME", help="the model; by default what the source says")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights")
-    parser.add_argument("--best", action="store_true", help="of a run, the best checkpoint instead of the newest")
-    parser.add_argument("--overwrite", action="store_true", help="replace the target")
-    parser.add_argument("kwargs", nargs="*", default=[], metavar="key=value", help="arguments of --model")
-    return parser
-
-
-def _run(options: argparse.Namespace) -> None:
-    from dge_recipes.config.yaml_values import parse_yaml
-
-    kwargs: dict[str, Any] = {}
-    for argument in options.kwargs:
-        key, equals, text = argument.partition("=")
-        if not equals:
-            raise UserError(f"model argument {argument!r} is not of the form key=value")
-        kwargs[key] = parse_yaml(text, f"the value in {argument!r}")
-    count = convert(
-        options.source,
-        options.target,
-        model=options.model,
-        kwargs=kwargs,
-        ema=options.ema,
-        best=options.best,
-        overwrite=options.overwrite,
-    )
-    print(f"{options.target}: {count / 1e6:.2f} M parameters")
 
 
 def convert(
@@ -79,11 +32,14 @@ def convert(
     best: bool = False,
     overwrite: bool = False,
 ) -> int:
-    """Write a checkpoint's weights to a safetensors file.
+    """Write a checkpoint's weights to a safetensors file, and with them the names of the classes that it knows.
+
+    A target without an extension is a folder for ``timm.create_model("local-dir:TARGET", pretrained=True)``, see
+    :func:`dge_models.save_pretrained`.
 
     Args:
         source: a weights file, a run folder or a checkpoint folder.
-        target: the file to write.
+        target: the file or folder to write.
         model: name of the model known to timm; None: what the source says.
         kwargs: the model's arguments, beside the number of classes, which follows from the weights.
         ema: the averaged weights.
@@ -96,19 +52,19 @@ def convert(
     Raises:
         UserError: a damaged or foreign file, a model that does not fit, or a target that cannot be written.
     """
-    from safetensors.torch import save_file
-
-    from dge_recipes.checkpoints.folder import write_file
-    from dge_recipes.checkpoints.weights import open_weights
-
-    check_target("target", target, suffixes=(".safetensors",))
+    folder = target.suffix == ""
+    check_target("target", target, suffixes=() if folder else (".safetensors",), folder=folder)
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: choose another name or add --overwrite")
     name, network = open_weights(source, model, kwargs or {}, ema=ema, best=best)
-    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
-    write_file(target, lambda aside: save_file(weights, aside, metadata={"format": "pt", "model": name}))
+    names = output_names(network)
+    if folder:
+        try:
+            dge_models.save_pretrained(network, target, label_names=names)
+        except ValueError as error:
+            raise UserError(f"target {target}: {error}") from error
+    else:
+        weights = {key: value.contiguous() for key, value in network.state_dict().items()}
+        metadata = weights_metadata(names, network, model=name)
+        write_file(target, lambda aside: save_file(weights, aside, metadata=metadata))
     return sum(parameter.numel() for parameter in network.parameters())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

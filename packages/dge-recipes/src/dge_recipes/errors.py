@@ -1,8 +1,10 @@
-"""What ends a command besides its work being done: a mistake that the user can correct, or a request to stop."""
+"""What ends a command besides its work being done: a mistake, the machine, a request to stop, or nobody reading."""
 
-__all__ = ["RunStopped", "UserError"]
+import re
 
-_FROM_WORKER = "Caught UserError in DataLoader worker process"
+__all__ = ["MachineError", "RunStopped", "StdoutError", "UserError"]
+
+_FROM_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process")
 
 
 class UserError(ValueError):
@@ -14,9 +16,20 @@ class UserError(ValueError):
 
     def __init__(self, message: str) -> None:
         # PyTorch makes an exception of a data loading process anew, with that process's traceback as its text.
-        if message.startswith(_FROM_WORKER):
-            message = message.rpartition("UserError: ")[2].strip()
-        super().__init__(message)
+        found = _FROM_WORKER.match(message)
+        if found is None:
+            super().__init__(message)
+        else:
+            super().__init__(message.rpartition(f"{found[1]}: ")[2].strip())
+            self.__cause__ = RuntimeError(message)
+
+
+class MachineError(UserError):
+    """What the machine did to a run: memory, disks, mounts, limits, processes that were killed.
+
+    No mistake in what was asked for, and none of the program: the same command works on once the machine lets it.
+    Told in one line too; the message says what happened and what usually helps. ``__cause__`` is the error as it came.
+    """
 
 
 class RunStopped(Exception):
@@ -31,3 +44,11 @@ class RunStopped(Exception):
     def __init__(self, message: str, *, interrupted: bool = False) -> None:
         super().__init__(message)
         self.interrupted = interrupted
+
+
+class StdoutError(Exception):
+    """What was printed could not be written. No OSError: those are caught where other files are written."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.errno, self.reason = error.errno, error.strerror

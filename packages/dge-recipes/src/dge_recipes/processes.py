@@ -7,12 +7,20 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DataLoaderConfiguration, PrecisionType, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    PrecisionType,
+    ProjectConfiguration,
+    broadcast_object_list,
+    gather_object,
+)
 
 from dge_recipes.config.schema import Config
+from dge_recipes.data.workers import forget_workers
 from dge_recipes.errors import UserError
+from dge_recipes.machine_errors import machine_errors
 
-__all__ = ["end_processes", "on_main_process", "start_processes"]
+__all__ = ["end_processes", "on_every_process", "on_main_process", "start_processes"]
 
 T = TypeVar("T")
 
@@ -26,6 +34,7 @@ def start_processes(config: Config) -> Accelerator:
     Raises:
         UserError: more processes were launched than take part.
     """
+    forget_workers()
     cpu = config.train.device == "cpu" or not torch.accelerator.is_available()
     folder = config.output.dir
     _check_trackers(config.output.trackers)
@@ -79,18 +88,40 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T:
     Without this an error in one process would leave the others waiting.
 
     Raises:
+        MachineError: the machine kept the action from its end.
         UserError: the action raised one.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
-            outcome[0] = action()
+            with machine_errors():
+                outcome[0] = action()
         except UserError as error:
-            outcome[1] = str(error)
+            outcome[1] = error
     broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise UserError(outcome[1])
+        raise outcome[1]
     result: T = outcome[0]
+    return result
+
+
+def on_every_process(accelerator: Accelerator, action: Callable[[], T]) -> T:
+    """Do something in every process; if one of them fails, all do.
+
+    Raises:
+        UserError: the action raised one, here or elsewhere.
+    """
+    own: UserError | None = None
+    try:
+        result = action()
+    except UserError as error:
+        own = error
+    errors = gather_object([None if own is None else str(own)])
+    if own is not None:
+        raise own
+    for number, told in enumerate(errors):
+        if told is not None:
+            raise UserError(f"process {number}: {told}")
     return result
 
 

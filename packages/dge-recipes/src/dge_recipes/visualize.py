@@ -1,113 +1,293 @@
-"""``dge-visualize``: where a model spends its queries, drawn over images."""
+"""Where a model spends its queries, drawn over images. Its command line is ``commands/visualize.py``."""
 
-import argparse
 import sys
+
+from dge_recipes.commands.visualize import main
+
+if __name__ == "__main__":  # before PyTorch is imported, which reads then what the command line sets
+    sys.exit(main())
+
+import base64
+import html
+import io
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dge_recipes.cli import check_target, run_command
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+import dge_models
+from dge_models import Router
+from dge_recipes.checkpoints.atomic_files import write_text
+from dge_recipes.classes import Classes, match_classes
+from dge_recipes.config import Config, ImageData
+from dge_recipes.data.decoding import decode, in_one_line, naming
+from dge_recipes.data.image_files import LeftOut, extension, image_extensions, is_hidden
+from dge_recipes.data.image_sets import plain_images
+from dge_recipes.data.pixels import as_seen
+from dge_recipes.data.registry import DataConfig
+from dge_recipes.data.transforms import evaluation_transform
 from dge_recipes.errors import UserError
+from dge_recipes.evaluation.target import Target
+from dge_recipes.models import RoutedModel, is_routed, open_recipe, output_names, try_images
 
-__all__ = ["main"]
+__all__ = ["Overlay", "check_recipe_classes", "draw_overlays", "find_images", "html_page", "main"]
+__all__ += ["name_pictures", "prepare", "visualize", "write_pictures"]
 
-_DESCRIPTION = """\
-Draw over images which regions a DGE model gives many queries (orange) and which few (blue), layer by layer.
-
-  dge-visualize cat.jpg dog.jpg --checkpoint runs/deit_dge_tiny_256 --output pictures
-                                                          cat.png and dog.png in the folder pictures
-  dge-visualize photos/ --checkpoint runs/deit_dge_tiny_256 --output pictures
-                                                          a picture per photo, and index.html with all of them
-  dge-visualize cat.jpg --checkpoint dge.pth --config deit_dge_tiny_256 --output pictures
-                                                          a weights file, and the recipe that it fits
-  dge-visualize cat.jpg --checkpoint runs/x --layers 1,6,12 --output pictures
-                                                          three of the layers
-
-index.html holds its pictures inside: the one file can be sent or published as it is.
+_LOG = logging.getLogger(__name__)
+_STYLE = """\
+body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem; color: #222; background: #fafafa }
+figure { margin: 0 0 2rem; overflow-x: auto }
+img { border: 1px solid #ddd; background: #fff }
+figcaption { margin-bottom: .3rem }
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
-    options = _parser().parse_intermixed_args(arguments)
-    return run_command("dge-visualize", lambda: _run(options))
+@dataclass(frozen=True)
+class Overlay:
+    """What became of one image.
+
+    Attributes:
+        source: its file.
+        picture: the drawing.
+        share: the image's MACs over those with every query.
+        guess: the likeliest class.
+        confidence: its probability.
+        name: what the likeliest class is called; None where the weights do not say.
+    """
+
+    source: Path
+    picture: Image.Image
+    share: float
+    guess: int
+    confidence: float
+    name: str | None = None
+
+    @property
+    def caption(self) -> str:
+        """In words."""
+        guess = self.guess if self.name is None else self.name
+        return f"{self.source.name}: {self.share:.0%} of the dense MACs, class {guess} at {self.confidence:.0%}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "dge-visualize",
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--checkpoint", required=True, metavar="PATH", help="a run, a checkpoint or a weights file")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="recipe of the weights; a run knows its own")
-    parser.add_argument("--layers", metavar="N,N", help="routed layers to draw, from 1 as in the picture; default: all")
-    parser.add_argument("--ema", action="store_true", help="the averaged weights")
-    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="change a key of the recipe")
-    return parser
+def visualize(
+    target: Target, paths: Sequence[Path], *, ema: bool = False, layers: Sequence[int] | None = None
+) -> list[Overlay]:
+    """Draw how a model routes images.
 
+    Args:
+        target: the model, its weights and the recipe whose evaluation the images are prepared as.
+        paths: image files.
+        ema: the averaged weights.
+        layers: indices, from 0, of routed layers to draw; None: all.
 
-def _run(options: argparse.Namespace) -> None:
-    layers = _layers(options.layers)
-    check_target("--output", options.output, folder=True)
-    # Imported late: --help answers at once.
-    from dge_recipes.checkpoints.folder import write_text
-    from dge_recipes.checkpoints.weights import open_recipe
-    from dge_recipes.evaluation.subject import find_subject
-    from dge_recipes.models import is_routed
-    from dge_recipes.visualizing.images import find_images
-    from dge_recipes.visualizing.overlays import draw_overlays
-    from dge_recipes.visualizing.page import html_page
-
-    paths = find_images(options.images)
-    targets = [options.output / f"{name}.png" for name in _names(paths)]
-    images = {path.resolve() for path in paths}
-    for path, target in zip(paths, targets, strict=True):
-        if target.resolve() in images:
-            raise UserError(f"--output {options.output}: the picture of {path} would replace the image {target}")
-    subject = find_subject(options.checkpoint, options.config, options.set)
-    model = open_recipe(subject.config.model, options.checkpoint, ema=options.ema)
+    Raises:
+        UserError: weights that do not fit, a model without routers, or images that are none or of another size.
+    """
+    source = str(target.weights or target.config.model.name)
+    model = open_recipe(target.config.model, source, ema=ema)
+    check_recipe_classes(target.config, output_names(model), source)
     if not is_routed(model):
-        raise UserError(f"{subject.config.model.name} has no routers, so there is nothing to draw")
+        raise UserError(f"{target.config.model.name} has no routers, so there is nothing to draw")
+    try_images(model, target.config.model, prepare(paths[0], target.config)[0].shape)
+    return draw_overlays(model, paths, target.config, layers)
+
+
+def check_recipe_classes(config: Config, names: Sequence[str] | None, checkpoint: str) -> None:
+    """Compare the recipe's held-out images, if they are there, with what the weights know. Drawing does not need them.
+
+    Args:
+        config: the recipe; ``data.classes=new`` compares nothing.
+        names: of the classes that the weights know; None: they do not say.
+        checkpoint: where the weights are from, for the error.
+
+    Raises:
+        UserError: the images are of other classes.
+    """
+    data, root = config.data, getattr(config.data, "root", None)
+    if names is None or data.classes == "new" or (root is not None and not Path(root).expanduser().exists()):
+        return
     try:
-        overlays = draw_overlays(model, paths, subject.config, layers)
-    except (IndexError, RuntimeError) as error:
-        raise UserError(f"the images cannot be drawn: {' '.join(str(error).split())}") from error
+        images = plain_images(config, "val", counted=False).identify()
+    except UserError as error:
+        _LOG.warning("the recipe's classes are not compared with those that the weights know: %s", error)
+        return
+    if images.classes.names is None:
+        return
+    model, subset = Classes(len(names), tuple(names)), data.classes == "subset"
+    known, shown = f"the weights {checkpoint} know", f"the held-out images of {root or data.name} show"
     try:
-        options.output.mkdir(parents=True, exist_ok=True)
-        for overlay, target in zip(overlays, targets, strict=True):
-            overlay.picture.save(target)
-            print(f"{target}  {overlay.caption}")
-        if any(Path(each).is_dir() for each in options.images):
-            page = options.output / "index.html"
-            text = html_page(overlays, f"{subject.config.model.name}: queries spent")
-            # File names may hold bytes that are no text.
-            write_text(page, text.encode("utf-8", "backslashreplace").decode("utf-8"))
-            print(page)
-    except OSError as error:
-        raise UserError(f"cannot write to {options.output}: {error}") from error
+        match_classes(model, images.classes, images.occurring, subset=subset, known=known, shown=shown)
+    except UserError as error:
+        raise UserError(f"{error}; --set data.classes=new draws without comparing them") from error
 
 
-def _layers(text: str | None) -> list[int] | None:
-    """Places from 0 of layers that a user counts from 1, as the pictures do."""
-    try:
-        return None if text is None else [int(part) - 1 for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--layers {text!r}: expected whole numbers with commas between, for example 1,6,12") from error
+def draw_overlays(
+    model: RoutedModel, paths: Sequence[Path], config: Config, layers: Sequence[int] | None = None
+) -> list[Overlay]:
+    """Draw how a model routes images.
+
+    Args:
+        model: with routers. Its guesses are told by name, if it knows the names of its classes.
+        paths: image files.
+        config: whose evaluation the images are prepared as.
+        layers: indices, from 0, of routed layers to draw; None: all.
+
+    Raises:
+        UserError: a file that is no image, or a layer that does not exist.
+    """
+    device = next(model.parameters()).device
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    for layer in layers or ():
+        if not 0 <= layer < len(routers):
+            raise UserError(f"got layer {layer + 1}, expected 1 to {len(routers)}: those with routers")
+    splits, names = routers[0].splits, output_names(model)
+    overlays = []
+    for path in paths:
+        tensor, shown = prepare(path, config)
+        traced = dge_models.trace(model, tensor[None].to(device))
+        probabilities = traced.logits[0].float().softmax(0)
+        share = float(traced.macs[0] / traced.static_macs)
+        guess = int(probabilities.argmax())
+        confidence = float(probabilities[guess])
+        caption = f"{share:.0%} of the dense MACs"
+        picture = dge_models.draw_trace(torch.stack([shown]), traced, splits, layers=layers, captions=[caption])
+        name = None if names is None else names[guess]
+        overlays.append(Overlay(path, picture, share, guess, confidence, name))
+    return overlays
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each picture; images of the same name in different folders stay apart."""
+def find_images(paths: Sequence[str]) -> list[Path]:
+    """The image files that were named, and those directly inside named folders, in the order of their names.
+
+    Files in the folders that are no images, by their names, are told in a warning for each folder; hidden ones are
+    not.
+
+    Raises:
+        UserError: a path that does not exist, or no images at all.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found += _images_in(path)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"image {path} does not exist")
+    if not found:
+        raise UserError(f"no images in {', '.join(paths)}")
+    return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    extensions, left_out = image_extensions(), LeftOut()
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not is_hidden(path.name))
+    for path in files:
+        if extension(path.name) not in extensions:
+            left_out.add(str(path))
+    if left_out.total():
+        _LOG.warning("%s", left_out.told(str(folder)))
+    return [path for path in files if extension(path.name) in extensions]
+
+
+def name_pictures(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """The file of each image's picture; images of the same name in different folders stay apart.
+
+    Raises:
+        UserError: a picture would replace an image.
+    """
     names: list[str] = []
     for path in paths:
         name, number = path.stem, 2
         while name in names:
             name, number = f"{path.stem}_{number}", number + 1
         names.append(name)
-    return names
+    images, pictures = {path.resolve() for path in paths}, [folder / f"{name}.png" for name in names]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.resolve() in images:
+            raise UserError(f"--output {folder}: the picture of {path} would replace the image {picture}")
+    return pictures
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def prepare(path: Path, config: Config) -> tuple[Tensor, Tensor]:
+    """An image as a viewer shows it, as the model's input and as the same crop to draw on.
+
+    Args:
+        path: an image file.
+        config: whose evaluation it is prepared as.
+
+    Returns:
+        The network's input float32 [C, H, W], and float32 [C, H, W] in [0, 1].
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with naming(str(path)):
+        try:
+            picture = as_seen(decode(path.read_bytes()))
+        except ValueError as error:
+            raise UserError(f"{path} cannot be read as an image: {in_one_line(error)}") from error
+        return _prepare(picture, config.data)
+
+
+def _prepare(picture: Image.Image, data: DataConfig) -> tuple[Tensor, Tensor]:
+    if isinstance(data, ImageData):
+        tensor = evaluation_transform(data)(picture)
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (data.mean, data.std))
+        return tensor, (tensor * std + mean).clamp(0, 1)
+    resized = picture.resize((data.image_size, data.image_size), Image.Resampling.BICUBIC)
+    shown = pil_to_tensor(resized.convert("L" if data.channels == 1 else "RGB")).float() / 255
+    return shown * 2 - 1, shown
+
+
+def write_pictures(overlays: Sequence[Overlay], pictures: Sequence[Path], page: Path | None, title: str) -> None:
+    """Write each overlay to its file, and all of them to a web page if one is wanted.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    try:
+        for overlay, path in zip(overlays, pictures, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            overlay.picture.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write to {pictures[0].parent}: {error}") from error
+    if page is not None:
+        # File names may hold bytes that are no text.
+        write_text(page, html_page(overlays, title).encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def html_page(overlays: Sequence[Overlay], title: str) -> str:
+    """All overlays on one page, those that cost most first. Pictures are inside, and nothing is loaded from elsewhere.
+
+    Args:
+        overlays: at least one.
+        title: above them.
+    """
+    mean = sum(overlay.share for overlay in overlays) / len(overlays)
+    figures = [
+        f'<figure><figcaption>{html.escape(overlay.caption)}</figcaption><img alt="{_alt(overlay)}" '
+        f'src="data:image/png;base64,{_encode(overlay)}"></figure>'
+        for overlay in sorted(overlays, key=lambda each: -each.share)
+    ]
+    name = html.escape(title)
+    summary = f"{len(overlays)} images, on average {mean:.0%} of the dense MACs; those that cost most come first"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}</title>\n'
+        f'<meta name="viewport" content="width=device-width">\n<style>\n{_STYLE}</style>'
+        f"</head>\n<body><h1>{name}</h1><p>{summary}.</p>\n" + "\n".join(figures) + "\n</body></html>\n"
+    )
+
+
+def _alt(overlay: Overlay) -> str:
+    return html.escape(f"{overlay.source.name}, and over it the regions that got many queries and few, layer by layer")
+
+
+def _encode(overlay: Overlay) -> str:
+    buffer = io.BytesIO()
+    overlay.picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

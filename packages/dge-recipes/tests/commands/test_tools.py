@@ -16,8 +16,7 @@ from sample_images import picture
 
 from dge_recipes import benchmark, convert, evaluate, visualize
 from dge_recipes.config import load_config
-from dge_recipes.study import __main__ as study
-from dge_recipes.training import train
+from dge_recipes.train import train
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +34,7 @@ def _error(capsys: pytest.CaptureFixture[str], main: Callable[[Sequence[str]], i
     return captured.err
 
 
-@pytest.mark.parametrize("tool", [benchmark, convert, evaluate, visualize, study])
+@pytest.mark.parametrize("tool", [benchmark, convert, evaluate, visualize])
 def test_help_shows_whole_commands(tool: object, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         tool.main(["--help"])  # type: ignore[attr-defined]
@@ -100,6 +99,7 @@ def test_visualize(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_visualize_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "no.png").write_bytes(b"no image")
+    (tmp_path / "good.png").write_bytes(picture(5))
     common = ["--checkpoint", str(run), "--output", str(tmp_path / "out")]
     for arguments, words in (
         ([str(tmp_path / "no.png")], "cannot be read as an image"),
@@ -107,7 +107,8 @@ def test_visualize_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFix
         ([str(run)], "no images in"),
         ([str(tmp_path / "no.png"), "--layers", "x"], "expected whole numbers"),
         ([str(tmp_path / "no.png"), "--output", str(tmp_path)], "would replace the image"),
-        ([str(tmp_path / "no.png"), "--layers", "2"], "got layer 2, expected 1 to 1"),
+        ([str(tmp_path / "good.png"), "--layers", "2"], "got layer 2, expected 1 to 1"),
+        ([str(tmp_path / "good.png"), "--set", "data.image_size=64"], "cannot take images of shape [1, 64, 64]"),
         ([str(tmp_path / "no.png"), "--output", str(tmp_path / "no.png")], "no.png is not a folder"),
     ):
         assert words in _error(capsys, visualize.main, *common, *arguments)
@@ -134,6 +135,30 @@ def test_convert(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     torch.save(model.state_dict(), source)
     assert "add --model NAME" in _error(capsys, convert.main, str(source), str(tmp_path / "y.safetensors"))
     assert "must end in .safetensors" in _error(capsys, convert.main, str(source), str(tmp_path / "y.pth"))
+
+
+def test_convert_to_a_folder_and_evaluate_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, plain = tmp_path / "digits", tmp_path / "digits.safetensors"
+    assert convert.main([str(run), str(folder)]) == convert.main([str(run), str(plain)]) == 0
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    with safe_open(plain, "pt") as file:
+        assert torch.equal(file.get_tensor("head.weight"), loaded.head.weight)
+        assert file.metadata()["splits"] == "[4, 2, 1]"
+        assert json.loads((folder / "config.json").read_text("utf-8"))["label_names"] == [str(n) for n in range(10)]
+    checkpoint = sorted((run / "checkpoints").glob("step_*"))[-1]
+    from_run = timm.create_model(f"local-dir:{checkpoint}", pretrained=True)
+    assert torch.equal(from_run.head.weight, loaded.head.weight)
+    results = []
+    recipe = ["--config", "digits", "data.image_size=32", "data.digit_size=20", "eval.timing_rounds=0"]
+    for source, more in ((run, []), (folder, recipe)):
+        output = tmp_path / "result.json"
+        assert evaluate.main([str(source), "--json", str(output), *more]) == 0
+        report = json.loads(output.read_text("utf-8"))
+        results.append([report[key] for key in ("acc1", "acc5", "images", "classes")])
+    assert results[0] == results[1]
+    assert "exists: choose another name" in _error(capsys, convert.main, str(run), str(folder))
+    (folder / "mine.txt").touch()
+    assert "holds mine.txt" in _error(capsys, convert.main, str(run), str(folder), "--overwrite")
 
 
 def test_evaluate_at_several_budgets(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""The command lines: each parses its arguments, calls an engine and prints what it returns."""

@@ -1,1 +1,0 @@
-"""Pictures of where a model spends its queries."""
