@@ -18,16 +18,17 @@ DGE_INLINE const T* token_row(const Tokens& tokens, int64_t image, int64_t token
 // Rows of tokens that are summed in one pass over their channels: few enough for the prefetcher to follow.
 constexpr int kRows = 4;
 
-// sum[c] = the sum of N rows, on top of what it is where Add.
+// sum[c] = the sum of N rows in their order, on top of what it is where Add: the order of sum_held, so that a channel's
+// sum does not depend on the number of channels beside it or on the machine's vectors.
 template <int N, bool Add, class T>
 DGE_INLINE void sum_rows(const T* const* rows, int64_t n, Acc<T>* __restrict__ sum) {
   const T *a = rows[0], *b = rows[N > 1 ? 1 : 0], *c = rows[N > 2 ? 2 : 0], *d = rows[N > 3 ? 3 : 0];
   for (int64_t i = 0; i < n; ++i) {
-    Acc<T> value = load(a[i]);
+    Acc<T> value = Add ? sum[i] + load(a[i]) : load(a[i]);
     if constexpr (N > 1) value += load(b[i]);
     if constexpr (N > 2) value += load(c[i]);
     if constexpr (N > 3) value += load(d[i]);
-    sum[i] = Add ? sum[i] + value : value;
+    sum[i] = value;
   }
 }
 

@@ -1,4 +1,4 @@
-// The CPU loops of the instruction set that this machine has and of the baseline, against the plain definition.
+// The CPU loops of every instruction set that this machine has, against the plain definition.
 #include "../../csrc/cpu/kernels.h"
 
 #include "check.h"
@@ -7,6 +7,11 @@
 namespace baseline {
 extern const dge::cpu::Kernels table;
 }
+#if defined(DGE_X86)
+namespace avx2 {
+extern const dge::cpu::Kernels table;
+}
+#endif
 
 using namespace test;
 using cpu::Kernels;
@@ -35,6 +40,27 @@ void run_tokens(const Kernels& kernels, const Setting& s, const std::string& nam
                  int64_t(s.splits.size()), plan.args.size, plan.grid},
                 0, s.batch * plan.args.regions);
   check_close(choice, expected_route(plan, x, weight, bias, s.channels), 0, name + ", route");
+}
+
+// A channel's sum has the same bits whatever channels are beside it, and on every machine.
+template <class T>
+void run_fewer_channels(const Kernels& kernels, const Setting& s, const std::string& name) {
+  const Plan plan(s);
+  const int64_t queries = plan.patches.size(), tokens = plan.tokens(), channels = 150;
+  const auto x = random_numbers<T>(s.batch * tokens * channels, 1);
+  const Tokens view{x.data(), tokens * channels, channels};
+  std::vector<T> all(queries * channels, T(NAN));
+  baseline::table.gather(
+      {type_of<T>, queries, s.batch, view, all.data(), plan.patches.data(), channels, plan.grid, false}, 0, queries);
+  for (int64_t some : {1, 12, 36, 149, 150}) {
+    std::vector<T> out(queries * some, T(NAN)), expected;
+    for (int64_t q = 0; q < queries; ++q) {
+      expected.insert(expected.end(), all.begin() + q * channels, all.begin() + q * channels + some);
+    }
+    kernels.gather({type_of<T>, queries, s.batch, view, out.data(), plan.patches.data(), some, plan.grid, false}, 0,
+                   queries);
+    check_close(out, expected, 0, name + ", gather of " + std::to_string(some) + " of 150 channels");
+  }
 }
 
 template <class T>
@@ -85,11 +111,17 @@ void run_attention(const Kernels& kernels, const Setting& s, int64_t width, cons
 }
 
 int main() {
-  for (const Kernels* kernels : {&cpu::kernels(), &baseline::table}) {
+  std::vector<const Kernels*> tables{&cpu::kernels(), &baseline::table};
+#if defined(DGE_X86)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::table);
+#endif
+  for (const Kernels* kernels : tables) {
     for (const Setting& s : settings()) {
       const std::string name = std::string(kernels->name) + ", " + s.name();
       run_tokens<float>(*kernels, s, name);
       run_tokens<double>(*kernels, s, name);
+      run_fewer_channels<float>(*kernels, s, name);
+      run_fewer_channels<double>(*kernels, s, name);
       for (int64_t width : {1, 20, 64}) {
         for (const auto& [packed, biased] : key_layouts()) {
           run_attention<float>(*kernels, s, width, Keys<float>(s.batch, 2, 33, packed, biased), name);
