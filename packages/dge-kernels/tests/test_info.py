@@ -71,6 +71,26 @@ def test_a_library_that_does_not_load_says_so(tmp_path: Path) -> None:
     assert "broken.so does not load beside torch" in (_library._load(broken) or "")
 
 
+_POOL = "import torch, dge_kernels as dk; p = dk.plan_queries(torch.zeros(1, 1, 1, dtype=torch.long)); "
+
+
+def _in_new_process(code: str, capability: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "DGE_CPU_CAPABILITY": capability}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+
+
+def test_the_instruction_set_can_be_chosen() -> None:
+    run = _in_new_process(_POOL + "print(dk.build_info()['cpu_instruction_set'])", "baseline")
+    assert run.stdout == "baseline\n", run.stderr
+
+
+@pytest.mark.parametrize("capability", ["avx1024", ""])
+def test_an_instruction_set_that_is_not_here_is_refused(capability: str) -> None:
+    run = _in_new_process(_POOL, capability)
+    words = f"DGE_CPU_CAPABILITY must be baseline, or avx2 or avx512 where the machine has them, got {capability!r}"
+    assert f"RuntimeError: dge_kernels cannot run: {words}" in run.stderr
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

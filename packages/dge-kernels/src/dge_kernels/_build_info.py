@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 from typing import TypedDict
 
@@ -32,14 +31,6 @@ class BuildInfo(TypedDict):
     cuda_loaded: bool
     cuda_reason: str | None
     cuda_devices: list[str]
-
-
-def _instruction_set() -> str | None:
-    if not _library.CPU.loaded:
-        return None
-    name = ctypes.CDLL(str(_library.CPU.path)).dge_kernels_cpu_instruction_set
-    name.restype = ctypes.c_char_p
-    return str(name().decode())
 
 
 def _cuda_devices() -> list[str]:
@@ -73,7 +64,7 @@ def build_info() -> BuildInfo:
         "cuda_architectures": [name for name in build.cuda_architectures.split(",") if name] if build else [],
         "cpu_loaded": cpu.loaded,
         "cpu_reason": cpu.reason,
-        "cpu_instruction_set": _instruction_set(),
+        "cpu_instruction_set": _library.instruction_set(_library.CPU.path) if _library.CPU.loaded else None,
         "cpu_threads": torch.get_num_threads(),
         "cuda_loaded": cuda.loaded,
         "cuda_reason": cuda.reason,

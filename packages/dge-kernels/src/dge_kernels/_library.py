@@ -6,7 +6,9 @@ library report the reason kept here. An editable install whose C++ sources chang
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import os
 import re
 import warnings
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch
 
 import dge_kernels
 
-__all__ = ["BUILD", "CPU", "CUDA", "Library", "newer_source", "require"]
+__all__ = ["BUILD", "CPU", "CUDA", "Library", "instruction_set", "newer_source", "require"]
 
 # One folder; in an editable install two, as the compiled files then lie apart from the Python sources.
 _FOLDERS = [Path(folder) for folder in dge_kernels.__path__]
@@ -89,8 +91,22 @@ def _load_cpu() -> Library:
     elif not path.exists():
         reason = f"{path.name} is missing: dge_kernels was not installed but imported from its sources; run pip install"
     else:
-        reason = _load(path)
+        reason = _load(path) or _capability_mismatch(path)
     return Library("cpu", path, reason)
+
+
+def instruction_set(path: Path) -> str:
+    """The vector instructions that the CPU library at `path` uses here: baseline, avx2 or avx512."""
+    name = ctypes.CDLL(str(path)).dge_kernels_cpu_instruction_set
+    name.restype = ctypes.c_char_p
+    return str(name().decode())
+
+
+def _capability_mismatch(path: Path) -> str | None:
+    wanted, found = os.environ.get("DGE_CPU_CAPABILITY"), instruction_set(path)
+    if wanted in (None, found):
+        return None
+    return f"DGE_CPU_CAPABILITY must be baseline, or avx2 or avx512 where the machine has them, got {wanted!r}"
 
 
 def _cuda_mismatch() -> str | None:
