@@ -41,6 +41,11 @@ HOOKED = tuple(
     f"test_{name}.py"
     for name in ("convert", "vit", "eva", "encoder", "attention", "golden", "merged", "timm_contract", "saving")
 )
+# Tests of what the kernels compute, without those of compilers.
+COMPUTING = tuple(
+    f"test_{name}.py"
+    for name in ("attention", "ragged_keys", "pool", "route", "properties", "published_reference", "transforms", "docs")
+)
 OLDEST_PILLOW = "pillow==10.0.0; python_version < '3.12'"  # built for no later Python
 RELEASE = {"DGE_CUDA": "ON", "DGE_CUDA_ARCHITECTURES": "release"}
 _SOURCES = {".py", ".typed", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"}
@@ -108,13 +113,15 @@ def without(session: nox.Session, *modules: str) -> None:
     session.run("python", "-c", code, *modules)
 
 
-def pytest(session: nox.Session, package: str, *tests: str, processes: int = 1) -> None:
+def pytest(
+    session: nox.Session, package: str, *tests: str, processes: int = 1, env: dict[str, str] | None = None
+) -> None:
     """Run a package's tests, or those files of them, against what is installed, not against its sources."""
     folder = PACKAGES / package
     where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder)]
     if processes > 1:  # a file's tests in one of them: they share what is expensive
         where += ["-n", str(processes), "--dist", "loadfile"]
-    session.run("pytest", *where, *(str(folder / "tests" / test) for test in tests or [""]), *session.posargs)
+    session.run("pytest", *where, *(str(folder / "tests" / test) for test in tests or [""]), *session.posargs, env=env)
 
 
 @nox.session
@@ -170,6 +177,12 @@ def kernels(session: nox.Session) -> None:
     without(session, "timm", "torchvision", "accelerate")
     session.run("python", "-m", "dge_kernels.info")
     pytest(session, "dge-kernels")
+    # Other machines round otherwise: what computes, again with the vector instructions that those have.
+    name = session.run(
+        "python", "-c", "import dge_kernels as k; print(k.build_info()['cpu_instruction_set'])", silent=True
+    )
+    for capability in {"avx512": ("avx2", "baseline"), "avx2": ("baseline",)}.get(str(name).strip(), ()):
+        pytest(session, "dge-kernels", *COMPUTING, env={"DGE_CPU_CAPABILITY": capability})
 
 
 def install_models(session: nox.Session) -> None:
