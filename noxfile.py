@@ -51,6 +51,7 @@ RELEASE = {"DGE_CUDA": "ON", "DGE_CUDA_ARCHITECTURES": "release"}
 _SOURCES = {".py", ".typed", ".txt", ".cmake", ".cpp", ".h", ".cu", ".cuh"}
 TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "numpy")
 EXPORT_TOOLS = ("onnx", "onnxscript", "onnxruntime")
+DENSE = ("faster-coco-eval", "pycocotools", "segmentation-models-pytorch", "torchmetrics")
 COMPANIONS = ("peft", "torchao", "accelerate", "transformers", "onnx", "onnxscript", "openvino")
 STYLE_TOOLS = ("ruff", "clang-format")
 TYPING_TOOLS = ("mypy", "types-PyYAML")
@@ -341,7 +342,7 @@ def cuda_label(session: nox.Session) -> str:
 @nox.session(venv_backend="none")
 def dev(session: nox.Session) -> None:
     """An editable install of all three packages in .venv, with all tools: what ci/dev runs."""
-    tools = (*TEST_TOOLS, *EXPORT_TOOLS, *STYLE_TOOLS, *TYPING_TOOLS)
+    tools = (*TEST_TOOLS, *EXPORT_TOOLS, *DENSE, *STYLE_TOOLS, *TYPING_TOOLS)
     environment(session, ROOT / ".venv", *tools, *BACKEND, "torchvision", "timm", "datasets")
     packages = [option for name in ("kernels", "models", "recipes") for option in ("-e", str(PACKAGES / f"dge-{name}"))]
     # Without isolation the build folder stays valid, and of the C++ sources only what changed is compiled.
