@@ -227,7 +227,7 @@ def recipes(session: nox.Session) -> None:
     """dge-recipes, with training and evaluation in one and in several processes."""
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
     install(session, *TEST_TOOLS, *EXPORT_TOOLS, "datasets", kernels_wheel(session), *local)
-    pytest(session, "dge-recipes")
+    pytest(session, "dge-recipes", processes=2)
 
 
 @nox.session
