@@ -42,6 +42,11 @@ class Groups:
     merged: bool = False
 
     @property
+    def dense(self) -> bool:
+        """Whether all images have as many groups, by construction or because there is one image."""
+        return self.even or self.batch == 1
+
+    @property
     def starts(self) -> Tensor:
         """int64 [B], the first group of each image."""
         return self.lengths.cumsum(0) - self.lengths
@@ -106,8 +111,7 @@ def single_tokens(x: Tensor, num_prefix_tokens: int, *, even: bool) -> Groups:
 def match(keys: Tensor, groups: Groups, limit: int | None = None) -> Match | None:
     """Find a partner for every second group of each image.
 
-    The similarities of an image are one small matrix product; images with fewer groups than the longest leave some of
-    its rows and columns unused. Nothing else of an image depends on its neighbours.
+    The similarities of an image are one small matrix product. Nothing of an image depends on its neighbours.
 
     Args:
         keys: [G, h, d], of the attention in front; their mean over the heads is compared.
@@ -120,27 +124,55 @@ def match(keys: Tensor, groups: Groups, limit: int | None = None) -> Match | Non
     most = groups.longest - groups.num_prefix_tokens
     if most < 2:
         return None
-    means = F.normalize(keys.mean(1).to(groups.sizes.dtype), dim=-1)
+    # The cosine of sums is that of means.
+    directions = F.normalize(keys.sum(1, dtype=groups.sizes.dtype), dim=-1)
+    return (_match_dense if groups.dense else _match_packed)(directions, groups, most, limit)
+
+
+def _match_dense(directions: Tensor, groups: Groups, most: int, limit: int | None) -> Match:
+    """Where all images have as many groups, which stand in a table as they are."""
+    batch, prefix = groups.batch, groups.num_prefix_tokens
+    table = directions.view(batch, groups.longest, -1)[:, prefix:]
+    best, other = _most_similar(table, limit)
+    first = torch.arange(batch, device=best.device).unsqueeze(1) * groups.longest
+    # Every second group after the prefix tokens asks, the first of them first.
+    similarity = torch.stack([best, torch.full_like(best, -torch.inf)], -1).flatten(1)[:, :most]
+    partner = (first + prefix + 1 + 2 * other).repeat_interleave(2, dim=1)[:, :most]
+    return Match(F.pad(similarity, (prefix, 0), value=-torch.inf).flatten(), F.pad(partner, (prefix, 0)).flatten())
+
+
+def _match_packed(directions: Tensor, groups: Groups, most: int, limit: int | None) -> Match:
+    """Where images have groups of their own number: those of fewer leave some of the table unused."""
     places, image, batch = groups.places, groups.image, groups.batch
-    if groups.even:
-        table = means.view(batch, groups.longest, -1)[:, groups.num_prefix_tokens :]
-    else:
-        table = means.new_zeros(batch * most + 1, means.shape[1])
-        row = torch.where(places < 0, batch * most, image * most + places)
-        table = table.index_copy(0, row, means)[:-1].view(batch, most, -1)
-    similarity = table[:, 0::2] @ table[:, 1::2].transpose(1, 2)
-    odd, evens = most // 2, (most + 1) // 2
-    if not groups.even:
-        columns = torch.arange(odd, device=keys.device)
-        present = columns < (groups.lengths - groups.num_prefix_tokens).div(2, rounding_mode="floor").unsqueeze(1)
-        similarity = similarity.masked_fill(~present.unsqueeze(1), -torch.inf)
-    best, other = similarity.max(-1)
-    if limit is not None and limit < evens:
-        best = best.masked_fill(best < best.topk(limit, dim=1).values[:, -1:], -torch.inf)
-    row = image * evens + places.clamp_min(0).div(2, rounding_mode="floor")
+    row = torch.where(places < 0, batch * most, image * most + places)
+    table = directions.new_zeros(batch * most + 1, directions.shape[1])
+    table = table.index_copy(0, row, directions)[:-1].view(batch, most, -1)
+    best, other = _most_similar(table, limit, (groups.lengths - groups.num_prefix_tokens).div(2, rounding_mode="floor"))
+    row = image * ((most + 1) // 2) + places.clamp_min(0).div(2, rounding_mode="floor")
     asks = (places >= 0) & (places % 2 == 0)
     partner = groups.starts[image] + groups.num_prefix_tokens + 2 * other.flatten()[row] + 1
     return Match(torch.where(asks, best.flatten()[row], -torch.inf), partner)
+
+
+def _most_similar(table: Tensor, limit: int | None, odd: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """For each even row its largest product with an odd one, and which.
+
+    Args:
+        table: [B, M, d].
+        limit: So many of the ⌈M/2⌉ largest stay, the others become -inf.
+        odd: int64 [B], how many of an image's ⌊M/2⌋ odd rows there are; None: all.
+
+    Returns:
+        [B, ⌈M/2⌉] and int64 of that shape.
+    """
+    similarity = table[:, 0::2] @ table[:, 1::2].transpose(1, 2)
+    if odd is not None:
+        present = torch.arange(similarity.shape[2], device=table.device) < odd.unsqueeze(1)
+        similarity = similarity.masked_fill(~present.unsqueeze(1), -torch.inf)
+    best, other = similarity.max(-1)
+    if limit is not None and limit < best.shape[1]:
+        best = best.masked_fill(best < best.topk(limit, dim=1).values[:, -1:], -torch.inf)
+    return best, other
 
 
 def select_above(found: Match, threshold: float) -> Tensor:
@@ -178,19 +210,25 @@ def merge(x: Tensor, groups: Groups, found: Match, selected: Tensor, count: int 
     kept = ~selected
     number = kept.long().cumsum(0) - 1
     group = number[torch.where(selected, found.partner, every)]
-    lost = torch.zeros_like(groups.lengths).index_add(0, groups.image, selected.long())
-    lengths = groups.lengths - lost
-    if count is None:
-        total, longest = torch.stack([lengths.sum(), lengths.max()]).tolist()
+    if groups.batch == 1:
+        lengths = number[-1:] + 1
     else:
+        lengths = groups.lengths.index_add(0, groups.image, selected.long(), alpha=-1)
+    if count is not None:
         longest = groups.longest - count
         total = groups.batch * longest
+    elif groups.batch == 1:
+        total = longest = int(lengths)
+    else:
+        total, longest = torch.stack([lengths.sum(), lengths.max()]).tolist()
     sizes = groups.sizes.new_zeros(total).index_add(0, group, groups.sizes)
     # A group that takes in none has a weight of exactly 1.
     shares = (groups.sizes / sizes[group]).unsqueeze(1)
     weighted = x * shares
     after = weighted.new_zeros(total, x.shape[1]).index_add(0, group, weighted).to(x.dtype)
-    image = groups.image.new_zeros(total).index_copy(0, group, groups.image)
+    image = (
+        groups.image[:total] if groups.batch == 1 else groups.image.new_zeros(total).index_copy(0, group, groups.image)
+    )
     left = Groups(image, sizes, lengths, longest, groups.batch, groups.num_prefix_tokens, groups.even, merged=True)
     return Step(x, after, group), left
 
