@@ -119,7 +119,7 @@ def pytest(
 ) -> None:
     """Run a package's tests, or those files of them, against what is installed, not against its sources."""
     folder = PACKAGES / package
-    where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder)]
+    where = ["-c", str(folder / "pyproject.toml"), "--rootdir", str(folder), "--durations=10"]
     if processes > 1:  # a file's tests in one of them: they share what is expensive
         where += ["-n", str(processes), "--dist", "loadfile"]
     session.run("pytest", *where, *(str(folder / "tests" / test) for test in tests or [""]), *session.posargs, env=env)
@@ -209,9 +209,13 @@ def models_oldest_timm(session: nox.Session) -> None:
 
 @nox.session
 def models_newest_timm(session: nox.Session) -> None:
-    """The same with the newest timm that there is."""
+    """The same with the newest timm that there is, unless that is the pinned one, which `models` has."""
     install_models(session)
-    session.install("--upgrade", "timm")
+    session.install("--upgrade-package", "timm", "timm")  # and nothing with it
+    newest = str(session.run("python", "-c", "import timm; print(timm.__version__)", silent=True)).split()[-1]
+    if f"timm=={newest}" == pinned("timm"):
+        session.log(f"timm {newest} is the pinned one: the session `models` tests it")
+        return
     pytest(session, "dge-models", *HOOKED, processes=2)
 
 
