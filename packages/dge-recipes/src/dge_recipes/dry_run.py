@@ -4,18 +4,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dge_recipes.config import Config, ImageData, RandomData
-from dge_recipes.data import HeldOutData, TrainingData, build_data
+from dge_recipes.config import Config
+from dge_recipes.data import HeldOutData, TrainingData
 from dge_recipes.engine.interruption import StopSignal
 from dge_recipes.engine.progress import StepPosition
 from dge_recipes.errors import UserError
 from dge_recipes.processes import start_processes
+from dge_recipes.tasks import task_of
 from dge_recipes.train import assemble, forward_backward
 
 __all__ = ["dry_run"]
 
 _BATCH = 2
-_CLASSES = 1000
 
 
 def dry_run(config: Config) -> dict[str, Any]:
@@ -43,8 +43,8 @@ def dry_run(config: Config) -> dict[str, Any]:
             print(f"dry run: {line}", file=sys.stderr)
     run = assemble(config, accelerator, StopSignal(), training, held_out, init=True)
     run.module.train()
-    images, labels = next(iter(run.train_loader))
-    forward_backward(run, StepPosition(1, (0, 0, accelerator.process_index)), images[:_BATCH], labels[:_BATCH])
+    images, targets = next(iter(run.train_loader))
+    forward_backward(run, StepPosition(1, (0, 0, accelerator.process_index)), images[:_BATCH], targets[:_BATCH])
     means = run.averages.pop()
     accelerator.free_memory()
     return {
@@ -71,19 +71,18 @@ def _weights(config: Config, replaced: list[str]) -> Config:
 
 
 def _data(config: Config, processes: int, replaced: list[str]) -> tuple[Config, TrainingData, HeldOutData]:
-    """The recipe's data, or random images of the same shape."""
+    """The recipe's data, or others of the same shape that are made in memory."""
     # One batch is not worth as many processes as a run has.
     config = config.model_copy(update={"data": config.data.model_copy(update={"workers": 0})})
+    task, root = task_of(config), getattr(config.data, "root", None)
     try:
-        training, held_out = build_data(config, processes)
+        training, held_out = task.build_data(config, processes)
     except UserError as error:
-        if not isinstance(config.data, ImageData) or Path(config.data.root).expanduser().exists():
+        if root is None or Path(root).expanduser().exists():
             raise
-        classes = config.data.num_classes or _CLASSES
-        size = config.data.image_size
-        replaced.append(f"{error}: random images of {size} x {size} in {classes} classes instead")
         count = config.train.batch_size * processes * config.train.accumulation_steps
-        data = RandomData(name="random", image_size=size, num_classes=classes, num_images=count)
+        data, what = task.stand_in(config, count)
+        replaced.append(f"{error}: {what} instead")
         config = config.model_copy(update={"data": data})
-        training, held_out = build_data(config, processes)
+        training, held_out = task.build_data(config, processes)
     return config, training, held_out

@@ -18,14 +18,14 @@ from typing import Any
 
 from dge_recipes.checkpoints.atomic_files import write_text
 from dge_recipes.checkpoints.stored_classes import stored_classes
-from dge_recipes.data import HeldOutData, build_held_out
-from dge_recipes.evaluation.accuracy import evaluate
+from dge_recipes.data import HeldOutData
 from dge_recipes.evaluation.speed import machine_facts, measure_speed
-from dge_recipes.evaluation.table import Row, markdown_table, published_row
+from dge_recipes.evaluation.table import published_row
 from dge_recipes.evaluation.target import Target
 from dge_recipes.evaluation.tradeoff import draw_tradeoff, evaluate_budgets, tradeoff_table
-from dge_recipes.models import build_model, display_name, load_weights
+from dge_recipes.models import display_name, load_weights
 from dge_recipes.processes import on_every_process, on_main_process, start_processes
+from dge_recipes.tasks import task_of
 
 __all__ = ["evaluate_checkpoint", "main"]
 
@@ -57,25 +57,24 @@ def evaluate_checkpoint(
     Raises:
         UserError: anything that the user can correct.
     """
-    config = target.config
+    config, task = target.config, task_of(target.config)
     accelerator = start_processes(config)
     tell = tell if accelerator.is_main_process else lambda _: None
     weights = on_every_process(accelerator, lambda: target.find_weights(best=best, ema=ema))
     held_out = on_every_process(accelerator, lambda: _held_out(target, weights))
-    model = build_model(config.model, held_out.num_classes, held_out.image_shape, init=False)
+    model = task.build_model(config, held_out.num_classes, held_out.image_shape, init=False)
     if weights is not None:
         load_weights(model, str(weights[0]), ema=weights[1])
     model = model.to(accelerator.device).eval()
     loader = accelerator.prepare(held_out.loader)
-    evaluation = evaluate(model, loader, accelerator, held_out.num_images, match=held_out.match)
+    evaluation = task.evaluate(model, loader, accelerator, held_out)
     batch_size, rounds = config.eval.batch_size, config.eval.timing_rounds
-    speed = measure_speed(model, held_out.loader.dataset, batch_size, rounds, accelerator)
+    speed = measure_speed(model, held_out.loader.dataset, batch_size, rounds, accelerator, task.first_images)
     name, published = display_name(config.model), published_row(config, _count(held_out))
-    row = Row(name, evaluation.acc1, evaluation.acc5, evaluation.macs, speed, published)
     unreadable = f", {evaluation.unreadable} unreadable" if evaluation.unreadable else ""
     processes = "1 process" if accelerator.num_processes == 1 else f"{accelerator.num_processes} processes"
     told = f"{evaluation.images} images{unreadable}, {processes}{_tell_classes(held_out)}"
-    tell(f"{markdown_table([row])}\n{told}")
+    tell(f"{task.table(name, evaluation, speed, published)}\n{told}")
     report = {
         "model": name,
         "checkpoint": target.weights,
@@ -89,10 +88,10 @@ def evaluate_checkpoint(
     }
     if budgets:
         points = evaluate_budgets(model, budgets, config, held_out, loader, accelerator)
-        tell(tradeoff_table(points))
+        tell(tradeoff_table(points, task))
         report["budgets"] = [point.as_dict() for point in points]
         if plot is not None:
-            draw_tradeoff(plot, name, points, accelerator)
+            draw_tradeoff(plot, name, points, task, accelerator)
     if output is not None:
         on_main_process(accelerator, lambda: write_text(output, json.dumps(report, indent=2) + "\n"))
     return report
@@ -102,7 +101,7 @@ def _held_out(target: Target, weights: tuple[Path, bool] | None) -> HeldOutData:
     """The held-out images, their labels matched with the classes that the weights know."""
     classes = target.own_classes if weights is None else stored_classes(weights[0])
     known = f"the weights {target.weights or target.config.model.name} know"
-    return build_held_out(target.config, classes, known)
+    return task_of(target.config).build_held_out(target.config, classes, known)
 
 
 def _count(held_out: HeldOutData) -> int:

@@ -27,6 +27,7 @@ __all__ = [
     "open_recipe",
     "open_weights",
     "output_names",
+    "routed_part",
     "try_images",
 ]
 
@@ -106,6 +107,11 @@ def display_name(config: ModelConfig) -> str:
 def is_routed(model: nn.Module) -> TypeGuard[RoutedModel]:
     """Whether the model routes its queries, so that its cost varies and a budget applies."""
     return isinstance(model, RoutedModel)
+
+
+def routed_part(model: nn.Module) -> nn.Module:
+    """The routed model that a network is or holds, a detector in its backbone; the network itself if there is none."""
+    return next(filter(is_routed, model.modules()), model)
 
 
 def output_names(model: nn.Module) -> tuple[str, ...] | None:

@@ -19,19 +19,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator, skip_first_batches
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from dge_models import deterministic_routing
 from dge_recipes.checkpoints import CheckpointStore, capture_state, read_progress, restore_state
 from dge_recipes.checkpoints.store import CHECKPOINTS
 from dge_recipes.config import Config
-from dge_recipes.data import HeldOutData, TrainingData, build_data
+from dge_recipes.data import HeldOutData, TrainingData
 from dge_recipes.data.workers import watched
 from dge_recipes.engine.budgets import BudgetSteps, check_budget
 from dge_recipes.engine.consensus import Agreement, Halt
-from dge_recipes.engine.distillation import build_teacher, use_both_heads
 from dge_recipes.engine.interruption import StopSignal, leaving
-from dge_recipes.engine.losses import MEASURED, LossModule, build_mixing
+from dge_recipes.engine.losses import MEASURED
 from dge_recipes.engine.non_finite import LossWatch, gradients_finite, tell_first
 from dge_recipes.engine.optimization import build_optimizer, build_schedule
 from dge_recipes.engine.progress import Progress, StepPosition
@@ -48,13 +47,13 @@ from dge_recipes.engine.run_folder import (
 from dge_recipes.engine.sharding import check_sharding, local_part, shard
 from dge_recipes.engine.summary import write_summary
 from dge_recipes.errors import RunStopped, UserError
-from dge_recipes.evaluation import evaluate
 from dge_recipes.machine_errors import machine_errors
-from dge_recipes.models import build_model
+from dge_recipes.models import routed_part
 from dge_recipes.processes import on_every_process, on_main_process, start_processes
 from dge_recipes.randomness import derive_seed, seed_everything
+from dge_recipes.tasks import TaskEvaluation, task_of
 
-__all__ = ["assemble", "forward_backward", "halt_if_due", "main", "save", "set_up", "train", "train_epoch"]
+__all__ = ["assemble", "evaluate", "forward_backward", "halt_if_due", "main", "save", "set_up", "train", "train_epoch"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,7 +113,9 @@ def set_up(config: Config, accelerator: Accelerator, stop: StopSignal, resume: s
         UserError: anything in configuration, data, checkpoint or output folder that the user can correct.
     """
     checkpoint = on_main_process(accelerator, lambda: find_resume_point(config, resume, overwrite))
-    training, held_out = on_every_process(accelerator, lambda: build_data(config, accelerator.num_processes))
+    training, held_out = on_every_process(
+        accelerator, lambda: task_of(config).build_data(config, accelerator.num_processes)
+    )
     data = RunData.of(training, held_out)
     check_same_everywhere(data, accelerator)
     if checkpoint is not None:
@@ -153,26 +154,23 @@ def assemble(
     if config.train.non_finite == "skip" and accelerator.scaler is not None:
         raise UserError("train.non_finite=skip is not for fp16, whose loss scaler skips steps itself; use bf16")
     steps_per_epoch, global_batch = training.sampler.steps_per_epoch, training.sampler.global_batch
-    mixing = build_mixing(config, held_out.num_classes)
+    task, classes = task_of(config), training.identity.classes
     seed_everything(derive_seed(config.train.seed, "weights"))
-    classes, new_head = training.identity.classes, config.data.classes == "new"
-    model = build_model(
-        config.model, classes.count, held_out.image_shape, init=init, classes=classes, new_head=new_head
-    )
-    teacher = build_teacher(config, classes.count, held_out.image_shape, classes)
-    check_budget(config.budget, model, held_out.image_shape)
-    use_both_heads(model, teacher is not None)
+    model = task.build_model(config, classes.count, held_out.image_shape, init=init, classes=classes)
+    prepare = task.preparation(config, model, held_out, classes, accelerator)
+    check_budget(config.budget, routed_part(model), held_out.image_shape)
     ema = _to_device(model, config, accelerator)
-    _adapt(model, config)
+    _adapt(task.backbone(model), config)
     optimizer = build_optimizer(config.optim, model, global_batch)
     schedule = build_schedule(config.schedule, optimizer, steps_per_epoch, config.train.epochs)
-    losses = LossModule(model, config)
+    losses = task.build_losses(config, model)
     # A sharded network has what DDP would wrap it for.
     module = accelerator.prepare_model(losses, evaluation_mode=config.train.shard)
     wrapped, train_loader, held_out_loader = accelerator.prepare(optimizer, training.loader, held_out.loader)
     progress, folder = Progress(steps_per_epoch, global_batch), Path(config.output.dir)
     return Run(
         config=config,
+        task=task,
         accelerator=accelerator,
         held_out=held_out,
         train_loader=train_loader,
@@ -182,16 +180,15 @@ def assemble(
         ema=ema,
         optimizer=wrapped,
         schedule=schedule,
-        mixing=mixing,
-        teacher=None if teacher is None else teacher.to(accelerator.device),
-        budget=BudgetSteps(losses.budget, accelerator, model),
+        prepare=prepare,
+        budget=BudgetSteps(losses.budget, accelerator, routed_part(model)),
         stop=stop,
         agreement=Agreement(accelerator),
-        watch=LossWatch(accelerator.device),
+        watch=LossWatch(accelerator.device, losses.names),
         progress=progress,
         store=CheckpointStore(folder / CHECKPOINTS, config.checkpoint.keep_last),
         reporter=Reporter(accelerator, progress, steps_per_epoch * config.train.epochs, folder / METRICS_FILE),
-        averages=Averages(accelerator),
+        averages=Averages(accelerator, losses.names),
         data=RunData.of(training, held_out),
     )
 
@@ -207,7 +204,7 @@ def _to_device(model: nn.Module, config: Config, accelerator: Accelerator) -> Mo
 
 
 def _adapt(model: nn.Module, config: Config) -> None:
-    """Activation checkpointing and compilation, in place."""
+    """Activation checkpointing and compilation of a backbone, in place."""
     if config.train.checkpoint_activations:
         if not hasattr(model, "set_grad_checkpointing"):
             raise UserError(f"train.checkpoint_activations: model {config.model.name} cannot recompute activations")
@@ -257,37 +254,32 @@ def train_epoch(run: Run) -> None:
     done = progress.step_in_epoch * run.config.train.accumulation_steps
     loader = skip_first_batches(run.train_loader, done) if done else run.train_loader
     clock = Clock(progress)
-    for forward, (images, labels) in enumerate(clock.waiting(watched(loader)), start=done):
+    for forward, (images, targets) in enumerate(clock.waiting(watched(loader)), start=done):
         # Drop path, mixing and Gumbel noise of this forward follow from its place in the run alone.
         place = StepPosition(progress.step + 1, (epoch, forward, accelerator.process_index))
         seed_everything(derive_seed(run.config.train.seed, "step", *place.position))
         with accelerator.accumulate(run.module):
-            forward_backward(run, place, images, labels)
+            forward_backward(run, place, images, targets)
         if accelerator.sync_gradients:
             _finish_step(run, clock)
 
 
-def forward_backward(run: Run, place: StepPosition, images: Tensor, labels: Tensor) -> None:
+def forward_backward(run: Run, place: StepPosition, images: Any, targets: Any) -> None:
     """Forward, backward and, where gradient accumulation lets it, the optimiser's step.
 
     Args:
         run: the run.
         place: where in it this forward is.
-        images: [B, C, H, W], on the run's device.
-        labels: int64 [B].
+        images: of a batch, on the run's device; in classification [B, C, H, W].
+        targets: of the batch, as the task has them; in classification labels int64 [B].
     """
     config, accelerator = run.config.train, run.accelerator
-    if run.mixing is not None:
-        images, labels = run.mixing(images, labels)
-    answers = None
-    if run.teacher is not None:
-        with accelerator.autocast():
-            answers = run.teacher(images)
+    images, targets, answers = run.prepare(images, targets)
     run.budget.begin()
     noiseless = place.position[0] >= config.epochs - run.config.budget.noiseless_epochs
     with deterministic_routing() if noiseless else nullcontext():
-        losses = run.module(images, labels, answers)
-    run.watch.watch(place, run.averages.scalars(losses), images, labels)
+        losses = run.module(images, targets, answers)
+    run.watch.watch(place, run.averages.scalars(losses), images, targets)
     skips = config.non_finite == "skip"
     if run.watch.look(wait=skips) is None:
         run.averages.add(losses)
@@ -393,7 +385,7 @@ def _finish_epoch(run: Run) -> None:
         start = time.perf_counter()
         _evaluate(run)
         progress.seconds += time.perf_counter() - start
-        score = max(evaluation.acc1 for evaluation in run.evaluations.values())
+        score = max(evaluation.score for evaluation in run.evaluations.values())
         if score > progress.best_score:
             progress.best_score = best = score
     progress.finished_epochs = progress.epoch
@@ -410,20 +402,24 @@ def _at_every_steps(run: Run) -> bool:
 def _evaluate(run: Run) -> None:
     """Evaluate the network, and its moving average if there is one. A request to stop is not kept waiting."""
     networks = {"eval": run.model} if run.ema is None else {"eval": run.model, "ema": run.ema.module}
-    done = {
-        name: evaluate(
-            network,
-            run.held_out_loader,
-            run.accelerator,
-            run.held_out.num_images,
-            after_batch=lambda: halt_if_due(run, before_saving=False),
-            match=run.held_out.match,
-        )
-        for name, network in networks.items()
-    }
+    done = {name: evaluate(run, network) for name, network in networks.items()}
     for name, evaluation in done.items():  # all or none: a run that is stopped between two evaluates both again
-        run.reporter.evaluation(evaluation.as_dict(), name)
+        run.reporter.evaluation(evaluation, run.task.figures(evaluation), name)
     run.evaluations.update(done)
+
+
+def evaluate(run: Run, network: nn.Module) -> TaskEvaluation:
+    """Evaluate the run's network or its average. Every process calls it.
+
+    Raises:
+        RunStopped: a signal came, to any of the processes; a checkpoint is written.
+        UserError: too few of the held-out images can be read.
+    """
+
+    def after_batch() -> None:
+        halt_if_due(run, before_saving=False)
+
+    return run.task.evaluate(network, run.held_out_loader, run.accelerator, run.held_out, after_batch)
 
 
 def save(run: Run, best_score: float | None = None) -> str:

@@ -88,11 +88,13 @@ def _dotted(location: tuple[int | str, ...]) -> str:
 def _fields() -> Iterator[tuple[str, FieldInfo]]:
     """Every key with its field; those that kinds of data sets share come once for each."""
     for section, outer in Config.model_fields.items():
-        models = get_args(outer.annotation) or (outer.annotation,)
+        kinds = get_args(outer.annotation) or (outer.annotation,)
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not models:  # a key outside of the sections
+            yield section, outer
         for model in models:
-            if isinstance(model, type) and issubclass(model, BaseModel):
-                for name, field in model.model_fields.items():
-                    yield f"{section}.{name}", field
+            for name, field in model.model_fields.items():
+                yield f"{section}.{name}", field
 
 
 def _meaning(key: str, field: FieldInfo) -> str:

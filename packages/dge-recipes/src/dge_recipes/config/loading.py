@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from dge_recipes.config.config_errors import describe
 from dge_recipes.config.schema import Config
+from dge_recipes.config.task_keys import check_task, foreign_keys
 from dge_recipes.errors import UserError
 
 __all__ = ["build_config", "dump_config", "load_config", "parse_yaml"]
@@ -46,17 +47,20 @@ def build_config(tree: Mapping[str, Any]) -> Config:
     """Check a nested mapping against the schema.
 
     Raises:
-        UserError: unknown keys, missing keys or wrong types, all of them in one line.
+        UserError: unknown keys, missing keys or wrong types, all of them in one line; or keys of another task.
     """
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(describe(error)) from error
+    check_task(config)
+    return config
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML; :func:`load_config` reads it back to an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    """The resolved configuration as YAML, without what is no key of its task; :func:`load_config` reads it back."""
+    tree = config.model_dump(mode="json", exclude=foreign_keys(config.task))
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _read(path: Path) -> str:

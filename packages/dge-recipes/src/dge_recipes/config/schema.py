@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from dge_recipes.config.head import HeadConfig
 from dge_recipes.data.registry import DataConfig
 from dge_recipes.sections import Beta, Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
 
@@ -18,6 +19,7 @@ __all__ = [
     "ConvertConfig",
     "DistillationConfig",
     "EvalConfig",
+    "HeadConfig",
     "MixingConfig",
     "ModelConfig",
     "OptimConfig",
@@ -192,7 +194,11 @@ class OutputConfig(Section):
 class Config(Section):
     """One run: ``dge-train --config`` reads it, ``config.yaml`` in the run's folder records it."""
 
+    task: Literal["classification", "detection", "segmentation"] = Field(
+        default="classification", description="what the model learns"
+    )
     model: ModelConfig
+    head: HeadConfig = HeadConfig()
     data: DataConfig
     mixing: MixingConfig = MixingConfig()
     optim: OptimConfig

@@ -49,9 +49,11 @@ class DataSection(Section):
 
     Attributes:
         labelled: whether the images have labels, which training and evaluation need.
+        tasks: what can be learnt from them.
     """
 
     labelled: ClassVar[bool] = True
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
 
     name: str
     classes: Literal["same", "subset", "new"] = Field(

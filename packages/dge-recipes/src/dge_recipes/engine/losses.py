@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dge_models
-from dge_models import Routing
+from dge_models import BudgetTerm, Routing
 from dge_recipes.config.schema import Config
 from dge_recipes.engine.budgets import build_budget
 from dge_recipes.engine.distillation import distillation_loss
 from dge_recipes.errors import UserError
 from dge_recipes.models import is_routed
 
-__all__ = ["LOSS_NAMES", "MEASURED", "SHARES", "LossModule", "build_mixing"]
+__all__ = ["LOSS_NAMES", "MEASURED", "SHARES", "LossModule", "TrainingLosses", "build_mixing", "split_shares"]
 
 LOSS_NAMES = ("loss", "task", "distillation", "budget", "mac_ratio", "accuracy")
 MEASURED = "measured_ratio"
@@ -46,7 +46,26 @@ def build_mixing(config: Config, num_classes: int) -> Mixup | None:
     )
 
 
-class LossModule(nn.Module):
+class TrainingLosses(nn.Module):
+    """What training wraps, whatever the task: a network with its loss, so that DDP sees all of both.
+
+    ``forward(images, targets, answers)`` takes what the task's ``prepare`` gives and returns a dict of float32 []:
+    ``loss`` to differentiate, and, detached, the other `names` and ``measured_ratio``, what the budget learns from.
+    With them ``split_shares`` [L, n]: each routed layer's regions per split, as fractions; [0, 0] without routers.
+
+    Attributes:
+        model: the network.
+        budget: the term that holds its MACs down.
+        names: of the scalars that are logged: ``loss``, ``task``, ``distillation``, ``budget``, ``mac_ratio`` and the
+            task's own.
+    """
+
+    model: nn.Module
+    budget: BudgetTerm
+    names: tuple[str, ...]
+
+
+class LossModule(TrainingLosses):
     """A network with its training loss.
 
     Args:
@@ -56,7 +75,7 @@ class LossModule(nn.Module):
 
     def __init__(self, model: nn.Module, config: Config) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.names = model, LOSS_NAMES
         # Mixed targets come smoothed.
         mixes = config.mixing.mixup > 0 or config.mixing.cutmix > 0
         self.label_smoothing = 0.0 if mixes else config.train.label_smoothing
@@ -99,10 +118,11 @@ class LossModule(nn.Module):
         accuracy = (logits.argmax(1) == labels).float().mean()
         values = (task, distillation, penalty, ratio, accuracy)
         report = {name: value.detach() for name, value in zip(LOSS_NAMES[1:], values, strict=True)}
-        return {"loss": loss, **report, MEASURED: measured.detach(), SHARES: _shares(routings, images)}
+        return {"loss": loss, **report, MEASURED: measured.detach(), SHARES: split_shares(routings, images)}
 
 
-def _shares(routings: Sequence[Routing], images: Tensor) -> Tensor:
+def split_shares(routings: Sequence[Routing], images: Tensor) -> Tensor:
+    """What each routed layer gave its regions, as fractions per split: float32 [L, n]; [0, 0] without routers."""
     if not routings:
         return images.new_zeros(0, 0)
     return torch.stack([routing.gate.detach().float().mean((0, 1, 2)) for routing in routings])

@@ -3,8 +3,10 @@
 import json
 import math
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import gather_object
@@ -24,12 +26,12 @@ BAD_BATCHES = "bad_batches"
 
 @dataclass(frozen=True)
 class BadBatch:
-    """A batch whose loss is not finite."""
+    """A batch whose loss is not finite. Images and targets are tensors, or lists and dicts of them."""
 
     place: StepPosition
     terms: dict[str, float]
-    images: Tensor
-    targets: Tensor
+    images: Any
+    targets: Any
 
     def save(self, folder: Path, seed: int) -> Path:
         """Write images, targets and where they occurred to a safetensors file.
@@ -39,8 +41,9 @@ class BadBatch:
             seed: the run's.
 
         Returns:
-            The file. Its metadata hold, as JSON text, ``step``, ``position`` (epoch, forward, process), ``seed``
-            and ``terms``.
+            The file, with the tensors ``images`` and ``targets``; of lists and dicts those inside, such as
+            ``targets.0.boxes``. Its metadata hold, as JSON text, ``step``, ``position`` (epoch, forward, process),
+            ``seed`` and ``terms``.
 
         Raises:
             UserError: it cannot be written.
@@ -49,8 +52,8 @@ class BadBatch:
         facts = {"step": self.place.step, "position": self.place.position, "seed": seed}
         metadata = {name: json.dumps(value) for name, value in facts.items()}
         metadata["terms"] = json.dumps({name: repr(value) for name, value in self.terms.items()})
-        tensors = {"images": self.images, "targets": self.targets}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        named = (*_named_tensors("images", self.images), *_named_tensors("targets", self.targets))
+        tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in named}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path, metadata=metadata)
@@ -69,21 +72,22 @@ class LossWatch:
 
     Args:
         device: where the losses are.
+        names: of a forward's scalars, ``loss`` among them.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pending: deque[tuple[StepPosition, Tensor, torch.Event | None, Tensor, Tensor]] = deque()
+    def __init__(self, device: torch.device, names: Sequence[str] = LOSS_NAMES) -> None:
+        self._device, self._names = device, names
+        self._pending: deque[tuple[StepPosition, Tensor, torch.Event | None, Any, Any]] = deque()
         self.bad: BadBatch | None = None
 
-    def watch(self, place: StepPosition, terms: Tensor, images: Tensor, targets: Tensor) -> None:
+    def watch(self, place: StepPosition, terms: Tensor, images: Any, targets: Any) -> None:
         """Note one forward.
 
         Args:
             place: where in the run it is.
-            terms: float [len(LOSS_NAMES)], on the device.
-            images: the batch [B, C, H, W], kept until its loss is known to be finite.
-            targets: int64 [B] or float [B, classes], likewise.
+            terms: float [len(names)], on the device.
+            images: of the batch, kept until its loss is known to be finite.
+            targets: of the batch, likewise.
         """
         if self._device.type == "cpu":
             self._pending.append((place, terms, None, images, targets))
@@ -105,7 +109,7 @@ class LossWatch:
             place, terms, arrived, images, targets = self._pending.popleft()
             if arrived is not None:
                 arrived.synchronize()
-            values = dict(zip(LOSS_NAMES, terms.tolist(), strict=True))
+            values = dict(zip(self._names, terms.tolist(), strict=True))
             if self.bad is None and not math.isfinite(values["loss"]):
                 self.bad = BadBatch(place, values, images, targets)
         return self.bad
@@ -113,6 +117,15 @@ class LossWatch:
     def forget(self) -> None:
         """The bad batch has been dealt with."""
         self.bad = None
+
+
+def _named_tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested lists and dicts, each by the way to it."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict | list | tuple):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _named_tensors(f"{name}.{key}", inner)
 
 
 def _host_tensor(like: Tensor) -> Tensor:

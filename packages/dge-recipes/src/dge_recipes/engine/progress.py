@@ -33,7 +33,7 @@ class Progress:
         finished_epochs: epochs trained, and evaluated where that was due.
         skipped: steps left out because their loss was not finite.
         seconds: time spent, over all the times that the run was started.
-        best_score: best held-out Acc@1 so far, in percent; -1 before the first evaluation.
+        best_score: best held-out score so far (of classification Acc@1, in percent); -1 before the first evaluation.
         shift: steps that `step` lacks to what it would be had all epochs had the present number of steps; not 0 once
             images came or went.
     """

@@ -4,7 +4,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +16,14 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from dge_recipes.engine.losses import LOSS_NAMES, SHARES
 from dge_recipes.engine.progress import Progress
 from dge_recipes.machine_errors import write_error
+from dge_recipes.tasks.task import TaskEvaluation
 
 __all__ = ["Averages", "Clock", "Reporter"]
 
 T = TypeVar("T")
+
+_ALIKE = {"loss", "task", "distillation", "budget", "mac_ratio", SHARES}  # what all tasks have
+_SHORT = {"accuracy": "acc"}
 
 
 class Reporter:
@@ -58,7 +62,7 @@ class Reporter:
         """Record what happened since the last report.
 
         Args:
-            means: losses, accuracy and MAC ratio; ``split_shares`` if there are routers.
+            means: losses, MAC ratio and what the task has beside them; ``split_shares`` if there are routers.
             lr: learning rate of the step just done.
             timing: ``images_per_second``, and ``data_share`` of the time spent waiting for images.
         """
@@ -66,7 +70,7 @@ class Reporter:
         self._record("train", {**means, "lr": lr, **timing, "memory_mib": memory})
         shown = {
             "loss": f"{means['loss']:.3f}",
-            "acc": f"{means['accuracy']:.3f}",
+            **{_SHORT.get(name, name): f"{value:.3f}" for name, value in means.items() if name not in _ALIKE},
             "MACs": f"{means['mac_ratio']:.2f}",
             "lr": f"{lr:.1e}",
             "img/s": f"{timing['images_per_second']:.0f}",
@@ -78,13 +82,19 @@ class Reporter:
             told = " ".join(f"{name} {value}" for name, value in shown.items())
             self.say(f"epoch {self._epoch():.1f} step {self._progress.step}/{self._total} {told} eta {self._eta()}")
 
-    def evaluation(self, values: dict[str, float], name: str = "eval") -> None:
-        """Record an evaluation."""
-        self._record(name, values)
+    def evaluation(self, found: TaskEvaluation, figures: Mapping[str, str], name: str = "eval") -> None:
+        """Record an evaluation.
+
+        Args:
+            found: of the network or of its moving average.
+            figures: what it says of how good the network is, by name.
+            name: ``eval`` or ``ema``.
+        """
+        self._record(name, found.as_dict())
+        told = " ".join(f"{figure} {value}" for figure, value in figures.items())
         self.say(
-            f"epoch {self._epoch():.0f} {name}: Acc@1 {values['acc1']:.2f} Acc@5 {values['acc5']:.2f} "
-            f"MACs {values['mac_ratio']:.3f} of dense, {values['images']} images"
-            + (f", {values['unreadable']} unreadable" if values["unreadable"] else "")
+            f"epoch {self._epoch():.0f} {name}: {told} MACs {found.mac_ratio:.3f} of dense, {found.images} images"
+            + (f", {found.unreadable} unreadable" if found.unreadable else "")
         )
 
     def say(self, message: str) -> None:
@@ -183,17 +193,18 @@ class Averages:
 
     Args:
         accelerator: of this run.
+        names: of a forward's scalars.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, names: Sequence[str] = LOSS_NAMES) -> None:
+        self._accelerator, self._names = accelerator, names
         self._sums: Tensor | None = None
         self._count = 0
         self._shape: tuple[int, ...] = (0, 0)
 
     def scalars(self, losses: dict[str, Tensor]) -> Tensor:
-        """The scalars of one forward as one tensor float32 [len(LOSS_NAMES)], on the device."""
-        return torch.stack([losses[name].detach().float() for name in LOSS_NAMES])
+        """The scalars of one forward as one tensor float32 [len(names)], on the device."""
+        return torch.stack([losses[name].detach().float() for name in self._names])
 
     def add(self, losses: dict[str, Tensor]) -> None:
         """Add one forward's numbers; no synchronisation with the device."""
@@ -209,9 +220,9 @@ class Averages:
         """
         values = self._mean_sums().div(max(1, self._count)).tolist()
         self._sums, self._count = None, 0
-        means: dict[str, Any] = dict(zip(LOSS_NAMES, values, strict=False))
+        means: dict[str, Any] = dict(zip(self._names, values, strict=False))
         layers, splits = self._shape
-        shares = values[len(LOSS_NAMES) :]
+        shares = values[len(self._names) :]
         if layers and shares:
             rows = [shares[layer * splits : (layer + 1) * splits] for layer in range(layers)]
             means[SHARES] = [[round(share, 4) for share in row] for row in rows]
@@ -228,7 +239,7 @@ class Averages:
 
     def _mean_sums(self) -> Tensor:
         """The processes' mean of the sums."""
-        size = len(LOSS_NAMES) + self._shape[0] * self._shape[1]
+        size = len(self._names) + self._shape[0] * self._shape[1]
         sums = torch.zeros(size, device=self._accelerator.device) if self._sums is None else self._sums
         mean: Tensor = self._accelerator.reduce(sums, reduction="mean")
         return mean

@@ -1,12 +1,12 @@
 """The parts of a run, in one object that the training loop hands around."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.data.mixup import Mixup
 from timm.scheduler.scheduler import Scheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
@@ -17,13 +17,12 @@ from dge_recipes.config import Config
 from dge_recipes.data import HeldOutData
 from dge_recipes.engine.budgets import BudgetSteps
 from dge_recipes.engine.consensus import Agreement
-from dge_recipes.engine.distillation import Teacher
 from dge_recipes.engine.interruption import StopSignal
 from dge_recipes.engine.non_finite import LossWatch
 from dge_recipes.engine.progress import Progress
 from dge_recipes.engine.reporting import Averages, Reporter
 from dge_recipes.engine.run_data import RunData
-from dge_recipes.evaluation import Evaluation
+from dge_recipes.tasks.task import Task, TaskEvaluation
 
 __all__ = ["Run"]
 
@@ -33,11 +32,12 @@ class Run:
     """The parts of a run.
 
     Attributes:
+        task: what is learnt; knows data, model, loss and evaluation.
+        prepare: turns a batch of the loader into what ``module`` takes: mixes images, asks the teacher.
         module: network and loss, as Accelerate prepared (and perhaps wrapped) it.
         model: the network alone.
         ema: its moving average, or None.
         budget: what holds its MACs down, told of every step's ratio.
-        teacher: what it learns from beside the labels, or None.
         stop: whether this process was asked to stop; ``agreement`` tells the others.
         evaluations: the latest, of the network (``eval``) and of its average (``ema``).
         held_out: the held-out set; ``train_loader`` and ``held_out_loader`` are the loaders as prepared.
@@ -45,6 +45,7 @@ class Run:
     """
 
     config: Config
+    task: Task
     accelerator: Accelerator
     held_out: HeldOutData
     train_loader: Any
@@ -54,8 +55,7 @@ class Run:
     ema: ModelEmaV3 | None
     optimizer: Any
     schedule: Scheduler
-    mixing: Mixup | None
-    teacher: Teacher | None
+    prepare: Callable[[Any, Any], tuple[Any, Any, Any]]
     budget: BudgetSteps
     stop: StopSignal
     agreement: Agreement
@@ -65,7 +65,7 @@ class Run:
     reporter: Reporter
     averages: Averages
     data: RunData
-    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    evaluations: dict[str, TaskEvaluation] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int:

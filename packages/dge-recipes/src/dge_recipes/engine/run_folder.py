@@ -156,11 +156,12 @@ def _matters(key: str) -> bool:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{key}": value
-        for section, keys in config.model_dump(mode="json").items()
-        for key, value in keys.items()
-    }
+    flat: dict[str, Any] = {}
+    for section, keys in config.model_dump(mode="json").items():
+        flat.update(
+            {f"{section}.{key}": value for key, value in keys.items()} if isinstance(keys, dict) else {section: keys}
+        )
+    return flat
 
 
 def _record(line: str) -> dict[str, Any] | None:

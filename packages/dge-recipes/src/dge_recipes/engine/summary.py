@@ -10,7 +10,7 @@ from dge_recipes.data.section import ImageSource
 from dge_recipes.engine.run import Run
 from dge_recipes.engine.run_folder import SUMMARY_FILE
 from dge_recipes.engine.sharding import local_part, whole_model
-from dge_recipes.evaluation import Row, machine_facts, markdown_table, measure_speed
+from dge_recipes.evaluation import machine_facts, measure_speed
 from dge_recipes.models import display_name
 from dge_recipes.processes import on_main_process
 
@@ -26,7 +26,7 @@ def write_summary(run: Run) -> dict[str, Any]:
         "parameters_in_main_process": sum(local_part(parameter).numel() for parameter in run.model.parameters()),
         **evaluation.as_dict(),
         "images_per_second": _speed(run),
-        "best_acc1": run.progress.best_score,
+        f"best_{run.task.score_name}": run.progress.best_score,
         "epochs": config.train.epochs,
         "steps": run.progress.step,
         "skipped_steps": run.progress.skipped,
@@ -41,9 +41,8 @@ def write_summary(run: Run) -> dict[str, Any]:
         summary["ema"] = run.evaluations["ema"].as_dict()
     path = Path(config.output.dir) / SUMMARY_FILE
     on_main_process(accelerator, lambda: write_text(path, json.dumps(summary, indent=2) + "\n"))
-    row = Row(summary["model"], evaluation.acc1, evaluation.acc5, evaluation.macs, summary["images_per_second"])
     if accelerator.is_main_process:
-        print(markdown_table([row]))
+        print(run.task.table(summary["model"], evaluation, summary["images_per_second"]))
     return summary
 
 
@@ -53,7 +52,8 @@ def _speed(run: Run) -> float | None:
     if rounds == 0:
         return None
     model = whole_model(run.config, run.model, held_out.image_shape, held_out.num_classes)
-    return measure_speed(model, held_out.loader.dataset, run.config.eval.batch_size, rounds, run.accelerator)
+    data_set, batch_size = held_out.loader.dataset, run.config.eval.batch_size
+    return measure_speed(model, data_set, batch_size, rounds, run.accelerator, run.task.first_images)
 
 
 def _unreadable(folder: Path) -> int:

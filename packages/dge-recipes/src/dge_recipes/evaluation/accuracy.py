@@ -40,6 +40,11 @@ class Evaluation:
     mac_ratio: float
     unreadable: int = 0
 
+    @property
+    def score(self) -> float:
+        """What the best checkpoint has most of."""
+        return self.acc1
+
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
         return asdict(self)

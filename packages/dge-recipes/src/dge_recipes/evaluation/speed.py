@@ -3,12 +3,13 @@
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
@@ -18,7 +19,7 @@ __all__ = ["first_images", "images_per_second", "machine_facts", "measure_speed"
 
 
 def time_forwards(
-    models: Mapping[str, nn.Module], batches: Sequence[Tensor], rounds: int, warmup: int = 2
+    models: Mapping[str, nn.Module], batches: Sequence[Any], rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
     """Time evaluation forwards of several models in alternating runs.
 
@@ -26,7 +27,7 @@ def time_forwards(
 
     Args:
         models: by name, on the batches' device; their modes are restored.
-        batches: images [B, C, H, W] each, taken in turn, the same for every model.
+        batches: images [B, C, H, W] each, or a list of images, taken in turn, the same for every model.
         rounds: timed forwards of each model.
         warmup: forwards of each model before the timed ones.
 
@@ -52,7 +53,7 @@ def images_per_second(seconds: list[float], batch_size: int) -> float:
     return batch_size / statistics.median(seconds)
 
 
-def _time_forward(model: nn.Module, images: Tensor) -> float:
+def _time_forward(model: nn.Module, images: Tensor | Sequence[Tensor]) -> float:
     _synchronize(images)
     start = time.perf_counter()
     model(images)
@@ -60,9 +61,10 @@ def _time_forward(model: nn.Module, images: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def _synchronize(images: Tensor) -> None:
-    if images.device.type != "cpu":
-        torch.accelerator.synchronize(images.device)
+def _synchronize(images: Tensor | Sequence[Tensor]) -> None:
+    device = images[0].device
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def machine_facts(accelerator: Accelerator) -> dict[str, Any]:
@@ -80,7 +82,12 @@ def machine_facts(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def measure_speed(
-    model: nn.Module, data_set: Dataset[Any], batch_size: int, rounds: int, accelerator: Accelerator
+    model: nn.Module,
+    data_set: Dataset[Any],
+    batch_size: int,
+    rounds: int,
+    accelerator: Accelerator,
+    batch: Callable[[Dataset[Any], int], Any] | None = None,
 ) -> float | None:
     """Images per second of evaluation forwards, measured in the main process while the others wait.
 
@@ -90,6 +97,7 @@ def measure_speed(
         batch_size: images in the batch.
         rounds: timed forwards; 0 measures nothing.
         accelerator: of this run.
+        batch: makes the batch, as :func:`first_images` does; None: that one.
 
     Returns:
         The same number in every process; None where `rounds` is 0.
@@ -98,7 +106,7 @@ def measure_speed(
         return None
 
     def measure() -> float:
-        images = first_images(data_set, batch_size).to(accelerator.device)
+        images = send_to_device((batch or first_images)(data_set, batch_size), accelerator.device)
         with accelerator.autocast():
             seconds = time_forwards({"model": model}, [images], rounds)["model"]
         return images_per_second(seconds, len(images))

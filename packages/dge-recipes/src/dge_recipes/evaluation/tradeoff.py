@@ -16,11 +16,11 @@ from dge_recipes.data import HeldOutData
 from dge_recipes.data.image_sets import plain_images
 from dge_recipes.data.images import UNREADABLE
 from dge_recipes.errors import UserError
-from dge_recipes.evaluation.accuracy import Evaluation, evaluate
 from dge_recipes.evaluation.speed import measure_speed
-from dge_recipes.models import is_routed
+from dge_recipes.models import is_routed, routed_part
 from dge_recipes.plots import draw_curves
 from dge_recipes.processes import on_main_process
+from dge_recipes.tasks import Task, TaskEvaluation, task_of
 
 __all__ = ["BudgetPoint", "calibration_batches", "draw_tradeoff", "evaluate_budgets", "tradeoff_table"]
 
@@ -40,7 +40,7 @@ class BudgetPoint:
 
     target: float
     calibrated: float
-    evaluation: Evaluation
+    evaluation: TaskEvaluation
     images_per_second: float | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -71,18 +71,20 @@ def evaluate_budgets(
     Raises:
         UserError: the model has no routers, or a budget is out of reach.
     """
-    if not is_routed(model):
+    task, routed = task_of(config), routed_part(model)
+    if not is_routed(routed):
         raise UserError(f"--budget needs a model with routers; {config.model.name} has none")
     batches: list[Tensor] = [batch.to(accelerator.device) for batch in calibration_batches(config)]
     points = []
     for budget in budgets:
         try:
-            setting = dge_models.set_budget(model, budget, batches)
+            setting = dge_models.set_budget(routed, budget, batches)
         except ValueError as error:
             raise UserError(f"--budget {budget}: {error}") from error
-        evaluation = evaluate(model, loader, accelerator, held_out.num_images, match=held_out.match)
+        evaluation = task.evaluate(model, loader, accelerator, held_out)
         rounds = config.eval.timing_rounds
-        speed = measure_speed(model, held_out.loader.dataset, config.eval.batch_size, rounds, accelerator)
+        data_set, batch_size = held_out.loader.dataset, config.eval.batch_size
+        speed = measure_speed(model, data_set, batch_size, rounds, accelerator, task.first_images)
         points.append(BudgetPoint(budget, setting.ratio, evaluation, speed))
     return points
 
@@ -106,19 +108,23 @@ def calibration_batches(config: Config) -> list[Tensor]:
     return list(torch.split(images, config.eval.batch_size))
 
 
-def tradeoff_table(points: Sequence[BudgetPoint]) -> str:
+def tradeoff_table(points: Sequence[BudgetPoint], task: Task) -> str:
     """One line per budget, in Markdown."""
-    lines = ["| budget | MAC ratio | Acc@1 | Acc@5 | mean MACs | images/s |", "|---|---|---|---|---|---|"]
+    names = " | ".join(task.figures(points[0].evaluation))
+    head = f"| budget | MAC ratio | {names} | mean MACs | images/s |"
+    lines = [head, "|---" * (head.count("|") - 1) + "|"]
     for point in points:
         found = point.evaluation
         speed = "not measured" if point.images_per_second is None else f"{point.images_per_second:.0f}"
-        numbers = f"{found.mac_ratio:.3f} | {found.acc1:.2f} | {found.acc5:.2f} | {found.macs / 1e6:.2f} M | {speed}"
+        good = " | ".join(task.figures(found).values())
+        numbers = f"{found.mac_ratio:.3f} | {good} | {found.macs / 1e6:.2f} M | {speed}"
         lines.append(f"| {point.target:g} | {numbers} |")
     return "\n".join(lines)
 
 
-def draw_tradeoff(path: Path, name: str, points: Sequence[BudgetPoint], accelerator: Accelerator) -> None:
-    """Draw accuracy over MACs. Every process calls it."""
-    curve = [(point.evaluation.macs / 1e6, point.evaluation.acc1) for point in points]
-    title, x, y = "One checkpoint at several budgets", "mean MACs per image (millions)", "Acc@1 (%)"
+def draw_tradeoff(path: Path, name: str, points: Sequence[BudgetPoint], task: Task, accelerator: Accelerator) -> None:
+    """Draw the score over MACs. Every process calls it."""
+    curve = [(point.evaluation.macs / 1e6, point.evaluation.score) for point in points]
+    score = next(iter(task.figures(points[0].evaluation)))
+    title, x, y = "One checkpoint at several budgets", "mean MACs per image (millions)", f"{score} (%)"
     on_main_process(accelerator, lambda: draw_curves(path, {name: curve}, title=title, x=x, y=y))
