@@ -26,7 +26,7 @@ from dge_models.feature_pyramid import SimpleFeaturePyramid
 from dge_models.finding import find_routed
 from dge_models.fit_routers import RouterFit, fit_routers
 from dge_models.fixed_shapes import FixedShapes, fix_shapes
-from dge_models.macs import MacCount, count_macs
+from dge_models.macs import MacCount, count_from_routings, count_macs
 from dge_models.merge_tokens import MergeSetting, merge_tokens, set_merge_counts
 from dge_models.merged import MergedVisionTransformer, MergedVisionTransformerDistilled
 from dge_models.merging_trace import MergingTrace
@@ -80,6 +80,7 @@ __all__ = [
     "cheapest_ratio",
     "collect_routings",
     "contact_sheet",
+    "count_from_routings",
     "count_macs",
     "dense_copy",
     "deterministic_routing",

@@ -1,0 +1,21 @@
+"""Detection and segmentation: torchvision's detectors and segmentation_models_pytorch's decoders on our backbones."""
+
+from dge_recipes.dense.backbones import create_backbone, no_weight_decay, routed_backbone
+from dge_recipes.dense.detectors import build_detector
+from dge_recipes.dense.losses import DetectionLosses, SegmentationLosses
+from dge_recipes.dense.macs import PartMacs, forward_counted
+from dge_recipes.dense.segmenters import Segmenter, build_segmenter, predict_masks
+
+__all__ = [
+    "DetectionLosses",
+    "PartMacs",
+    "SegmentationLosses",
+    "Segmenter",
+    "build_detector",
+    "build_segmenter",
+    "create_backbone",
+    "forward_counted",
+    "no_weight_decay",
+    "predict_masks",
+    "routed_backbone",
+]

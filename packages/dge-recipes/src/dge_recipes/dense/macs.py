@@ -1,0 +1,146 @@
+"""Multiply-accumulates of a detector's or segmenter's backbone, neck and head."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.detection import RetinaNet
+
+import dge_models
+from dge_models import Routing, SimpleFeaturePyramid
+from dge_recipes.dense.backbones import routed_backbone
+from dge_recipes.dense.detectors import MOST_PROPOSALS, FPNBackbone
+from dge_recipes.dense.segmenters import Segmenter
+
+__all__ = ["PartMacs", "forward_counted"]
+
+_SIZES = 256  # input sizes of a network whose neck and head are remembered
+_counted: "WeakKeyDictionary[nn.Module, OrderedDict[tuple[int, int], tuple[float, float]]]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class PartMacs:
+    """Multiply-accumulates per image of a batch of B, at the size (H, W) of the padded batch.
+
+    Attributes:
+        backbone: float64 [B], as the images were routed; the parts of the network that ``dge_models`` counts.
+        static_backbone: with every query computed.
+        neck: between the backbone's tokens or stages and the head: FPN, the levels of a simple feature pyramid,
+            and a segmenter's decoder.
+        head: what finds classes and boxes. Of a two-stage detector with as many proposals as it looks at and as many
+            detections as it gives at most, whatever the image: an upper bound.
+    """
+
+    backbone: Tensor
+    static_backbone: float
+    neck: float
+    head: float
+
+    @property
+    def ratio(self) -> Tensor:
+        """float64 [B], the backbone's MACs over those with every query computed."""
+        return self.backbone / self.static_backbone
+
+
+def forward_counted(network: nn.Module, images: Any) -> tuple[Any, PartMacs]:
+    """Run a detector or segmenter in evaluation and count what it spends.
+
+    Args:
+        network: from ``build_detector`` or ``build_segmenter``, in evaluation mode.
+        images: what it takes: a list of images [3, H, W], or a batch [B, 3, H, W].
+
+    Returns:
+        What the network returns, and the counts, on the CPU.
+    """
+    sizes: list[torch.Size] = []
+    backbone: nn.Module = network.encoder if isinstance(network, Segmenter) else network.backbone  # type: ignore[assignment]
+    handle = backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    routings: Sequence[Routing] = ()
+    try:
+        if routed_backbone(network) is None:
+            output = network(images)
+        else:
+            with dge_models.collect_routings(network) as collected:
+                output = network(images)
+            routings = collected.routings
+    finally:
+        handle.remove()
+    shape = sizes[0]
+    if routings:
+        counts = dge_models.count_from_routings(collected.model, routings, routings[0].grid, shape[0])
+    else:  # every image costs the same; only their shape is looked at
+        counts = dge_models.count_macs(network, torch.empty(shape, device="meta"))
+    neck, head = _neck_and_head(network, (shape[2], shape[3]))
+    return output, PartMacs(counts.total, counts.static_total, neck, head)
+
+
+def _neck_and_head(network: nn.Module, size: tuple[int, int]) -> tuple[float, float]:
+    """Of one image of this many pixels; counted once per size."""
+    known = _counted.setdefault(network, OrderedDict())
+    if size not in known:
+        known[size] = _count_neck_and_head(network, size)
+        if len(known) > _SIZES:
+            known.popitem(last=False)
+    return known[size]
+
+
+def _count_neck_and_head(network: Any, size: tuple[int, int]) -> tuple[float, float]:
+    if isinstance(network, Segmenter):
+        maps, levels = _maps(network.encoder.model, size)
+        image, half = (torch.empty(1, channels, *size, device="meta") for channels in (3, 0))
+        decoded, decoder = _run(network.decoder, [image, half, *maps])
+        return levels + decoder, _run(network.segmentation_head, decoded)[1]
+    maps, neck = _maps(network.backbone, size)
+    if isinstance(network, RetinaNet):
+        return neck, _run(network.head, maps)[1]
+    (logits, _), head = _run(network.rpn.head, maps)
+    roi: Any = network.roi_heads
+    proposals = min(MOST_PROPOSALS, sum(each[0].numel() for each in logits))
+    found = min(proposals * (roi.box_predictor.cls_score.out_features - 1), roi.detections_per_img)
+    for pool, count, layers in (
+        (roi.box_roi_pool, proposals, (roi.box_head, roi.box_predictor)),
+        (roi.mask_roi_pool, found, (roi.mask_head, roi.mask_predictor)),
+    ):
+        if pool is not None:
+            out: Any = torch.empty(count, network.backbone.out_channels, *pool.output_size, device="meta")
+            for layer in layers:
+                out, macs = _run(layer, out)
+                head += macs
+    return neck, head
+
+
+def _maps(backbone: Any, size: tuple[int, int]) -> tuple[list[Tensor], float]:
+    """Maps without values of one image, and the MACs from the backbone's tokens or stages to them."""
+    if isinstance(backbone, SimpleFeaturePyramid):
+        sides = backbone.backbone.patch_embed.patch_size
+        rows, cols = (-(-length // side) for length, side in zip(size, sides, strict=True))
+        tokens = torch.empty(1, backbone.backbone.embed_dim, rows, cols, device="meta")
+        made = [_run(level, tokens) for level in backbone.levels]
+        return [each for each, _ in made], sum(macs for _, macs in made)
+    body = backbone.body if isinstance(backbone, FPNBackbone) else backbone
+    maps = [
+        torch.empty(1, channels, size[0] // stride, size[1] // stride, device="meta")
+        for channels, stride in zip(body.channels, body.strides, strict=True)
+    ]
+    if not isinstance(backbone, FPNBackbone):
+        return maps, 0.0
+    named, macs = _run(backbone.fpn, OrderedDict((str(index), each) for index, each in enumerate(maps)))
+    return list(named.values()), macs
+
+
+def _run(module: nn.Module, inputs: Any) -> tuple[Any, float]:
+    """What a module makes of tensors without values, and its multiply-accumulates."""
+    state = {name: torch.empty_like(each, device="meta") for name, each in _state(module)}
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        output = torch.func.functional_call(module, state, (inputs,))
+    return output, counter.get_total_flops() / 2
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
