@@ -1,7 +1,8 @@
-"""Learning rates: warm-up and cosine per step, scaled to the global batch."""
+"""Learning rates: warm-up and what follows it per step, scaled to the global batch."""
 
 from collections.abc import Callable
 from math import cos, pi
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,24 @@ def test_warm_up_then_cosine_to_the_floor() -> None:
     expected = [0.1 + 0.9 * step / 10 for step in range(10)]
     expected += [0.01 + 0.5 * 0.99 * (1 + cos(pi * step / 50)) for step in range(10, 50)]
     assert rates == pytest.approx(expected)
+
+
+def test_warm_up_then_steps() -> None:
+    schedule = ScheduleConfig(kind="step", milestones=(2, 2.75), gamma=0.1, warmup_epochs=0.5, warmup_lr=0.2)
+    rates = _rates(schedule, steps_per_epoch=4, epochs=4)
+    assert rates == pytest.approx([0.2, 0.6] + [1.0] * 6 + [0.1] * 3 + [0.01] * 5)
+
+
+def test_warm_up_then_a_polynomial_to_the_floor() -> None:
+    schedule = ScheduleConfig(kind="poly", power=0.9, warmup_epochs=1, warmup_lr=0.5, min_lr=0.01)
+    expected = [0.5 + 0.5 * step / 4 for step in range(4)]
+    expected += [0.01 + 0.99 * (1 - step / 20) ** 0.9 for step in range(4, 20)]
+    assert _rates(schedule, steps_per_epoch=4, epochs=5) == pytest.approx(expected)
+
+
+def test_a_step_schedule_has_no_floor_to_be_above_its_peak() -> None:
+    schedule = ScheduleConfig(kind="step", milestones=(1,), warmup_lr=0)  # min_lr is 1e-5
+    assert _rates(schedule, 1, 2, lr=1e-6) == pytest.approx([1e-6, 1e-7])
 
 
 def test_no_warm_up_starts_at_the_peak() -> None:
@@ -84,8 +103,12 @@ def test_an_optimiser_that_does_not_exist_or_takes_no_such_argument(options: dic
         ({"warmup_epochs": 3}, "leaves nothing of train.epochs=3"),
         ({"warmup_lr": 2.0}, "schedule.warmup_lr=2 is above the peak"),
         ({"min_lr": 2.0}, "schedule.min_lr=2 is above the peak"),
+        ({"kind": "step"}, r"milestones: got \[\], expected ascending epochs below train.epochs=3"),
+        ({"kind": "step", "milestones": (2, 1)}, r"got \[2.0, 1.0\], expected ascending"),
+        ({"kind": "step", "milestones": (3,)}, r"got \[3.0\], expected ascending epochs below"),
+        ({"kind": "poly", "milestones": (1,)}, "expected none with schedule.kind=poly"),
     ],
 )
-def test_schedules_that_make_no_sense(schedule: dict[str, float], words: str) -> None:
+def test_schedules_that_make_no_sense(schedule: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         _rates(ScheduleConfig(**schedule), steps_per_epoch=2, epochs=3)

@@ -88,11 +88,21 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Linear warm-up, then one cosine, both per optimiser step."""
+    """Linear warm-up, then a falling rate, both per optimiser step."""
 
+    kind: Literal["cosine", "step", "poly"] = Field(
+        default="cosine",
+        description="after the warm-up: one cosine to min_lr; step: times gamma at each of the milestones; poly: "
+        "(1 - share of the run done) ^ power down to min_lr",
+    )
     warmup_epochs: NonNegative = Field(default=0.0, description="epochs of linear warm-up")
     warmup_lr: NonNegative = Field(default=1e-6, description="learning rate at the first step of the warm-up")
-    min_lr: NonNegative = Field(default=1e-5, description="learning rate that the cosine ends at")
+    min_lr: NonNegative = Field(default=1e-5, description="learning rate that cosine and poly end at")
+    milestones: tuple[Positive, ...] = Field(
+        default=(), strict=False, description="step: epochs after which the rate falls, ascending"
+    )
+    gamma: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.1, description="step: factor at each milestone")
+    power: Positive = Field(default=0.9, description="poly: exponent")
 
 
 class BudgetConfig(Section):

@@ -1,10 +1,14 @@
 """Optimiser and learning-rate schedule, both timm's."""
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # not in an __all__
 from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.poly_lr import PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from dge_recipes.config.schema import OptimConfig, ScheduleConfig
@@ -44,36 +48,56 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch: int) ->
 
 def build_schedule(
     config: ScheduleConfig, optimizer: torch.optim.Optimizer, steps_per_epoch: int, epochs: int
-) -> CosineLRScheduler:
-    """Linear warm-up, then one cosine that counts from the start, per optimiser step.
+) -> Scheduler:
+    """Linear warm-up, then a cosine, steps or a polynomial that count from the start, per optimiser step.
 
     The rate is a function of the number of steps done: call ``step_update(steps_done)`` after each.
 
     Args:
         config: the ``schedule`` section.
-        optimizer: whose rate is set; the rate it has now is the cosine's top.
+        optimizer: whose rate is set; the rate it has now is the schedule's top.
         steps_per_epoch: optimiser steps in one epoch.
         epochs: epochs of the run.
 
     Raises:
-        UserError: the warm-up takes the whole run, or a rate exceeds the peak.
+        UserError: the warm-up takes the whole run, a rate exceeds the peak, or milestones are missing, not ascending,
+            beyond the run, or of no use to the kind.
     """
     if config.warmup_epochs >= epochs:
         raise UserError(
             f"schedule.warmup_epochs={config.warmup_epochs} leaves nothing of train.epochs={epochs}; expected fewer"
         )
+    _check_milestones(config, epochs)
     peak = optimizer.param_groups[0]["lr"]
-    for key, rate in (("warmup_lr", config.warmup_lr), ("min_lr", config.min_lr)):
+    floors = () if config.kind == "step" else (("min_lr", config.min_lr),)
+    for key, rate in (("warmup_lr", config.warmup_lr), *floors):
         if rate > peak:
             raise UserError(f"schedule.{key}={rate:g} is above the peak learning rate, {peak:g}; expected less")
-    return CosineLRScheduler(
-        optimizer,
-        t_initial=steps_per_epoch * epochs,
-        lr_min=config.min_lr,
-        warmup_t=round(config.warmup_epochs * steps_per_epoch),
-        warmup_lr_init=config.warmup_lr,
-        t_in_epochs=False,
-    )
+    shared: dict[str, Any] = {
+        "warmup_t": round(config.warmup_epochs * steps_per_epoch),
+        "warmup_lr_init": config.warmup_lr,
+        "warmup_prefix": False,
+        "t_in_epochs": False,
+    }
+    if config.kind == "step":
+        # timm takes the milestone m as reached one step early, at m - 1 steps done.
+        reached = [round(epoch * steps_per_epoch) + 1 for epoch in config.milestones]
+        return MultiStepLRScheduler(optimizer, reached, decay_rate=config.gamma, **shared)
+    shared.update(t_initial=steps_per_epoch * epochs, lr_min=config.min_lr)
+    if config.kind == "poly":
+        return PolyLRScheduler(optimizer, power=config.power, **shared)
+    return CosineLRScheduler(optimizer, **shared)
+
+
+def _check_milestones(config: ScheduleConfig, epochs: int) -> None:
+    got = f"schedule.milestones: got {list(config.milestones)}"
+    if config.kind != "step":
+        if config.milestones:
+            raise UserError(f"{got}, expected none with schedule.kind={config.kind}")
+        return
+    ascending = all(early < late for early, late in pairwise(config.milestones))
+    if not config.milestones or not ascending or config.milestones[-1] >= epochs:
+        raise UserError(f"{got}, expected ascending epochs below train.epochs={epochs}, such as [8, 11] of 12")
 
 
 def scaled_rate(config: OptimConfig, global_batch: int) -> float:
