@@ -1,0 +1,100 @@
+"""The losses of detection and segmentation: their terms, and the budget's."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from dense_networks import boxes, detector, pyramid, segmenter, vit
+from torch import Tensor
+
+import dge_models
+from dge_recipes.config import HeadConfig
+from dge_recipes.config.schema import BudgetConfig
+from dge_recipes.dense import DetectionLosses, SegmentationLosses
+from dge_recipes.engine.losses import MEASURED, SHARES
+
+
+def _config(kind: str, **budget: Any) -> Any:
+    """What of a recipe the losses look at."""
+    return SimpleNamespace(budget=BudgetConfig(**budget), head=HeadConfig(kind=kind), train=SimpleNamespace(seed=0))
+
+
+def _scenes() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    torch.manual_seed(1)
+    return [torch.randn(3, 64, 64), torch.randn(3, 64, 48)], [
+        boxes(2),
+        {**boxes(), "masks": boxes()["masks"][:, :, :48]},
+    ]
+
+
+def _masks() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(2, 3, 64, 64), torch.randint(0, 3, (2, 64, 64))
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn", "mask_rcnn"])
+def test_terms_of_a_detector(kind: str) -> None:
+    losses = DetectionLosses(detector(kind), _config(kind))(*_scenes())
+    module = DetectionLosses(detector(kind), _config(kind))
+    assert set(losses) == {*module.names, MEASURED, SHARES}
+    terms = set(module.names) - {"loss", "task", "distillation", "budget", "mac_ratio"}
+    torch.testing.assert_close(losses["task"], torch.stack([losses[name] for name in terms]).sum())
+    torch.testing.assert_close(losses["loss"].detach(), losses["task"] + losses["budget"])
+    assert losses[SHARES].shape == (4, 3)
+    assert [name for name, value in losses.items() if value.requires_grad] == ["loss"]
+
+
+@pytest.mark.parametrize("backbone", [pyramid, vit])
+def test_the_budget_reaches_the_routers_and_nothing_else_of_it_the_head(backbone: Any) -> None:
+    module = SegmentationLosses(segmenter(backbone=backbone()), _config("semantic_fpn", target=0.6, weight=1.0))
+    with dge_models.deterministic_routing():
+        losses = module(*_masks())
+    # A fresh router of a converted model chooses the finest split; a pyramid's own starts anywhere.
+    torch.testing.assert_close(losses["budget"], (losses["mac_ratio"] - 0.6) ** 2)
+    assert 0 < losses["mac_ratio"] <= 1
+    module.zero_grad()
+    (losses["loss"] - losses["loss"].detach() * 0).backward()
+    routers = [parameter for name, parameter in module.named_parameters() if "router" in name]
+    assert routers
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in routers if parameter.ndim < 2
+    )
+
+
+def test_a_dense_backbone_spends_all_and_costs_nothing_more() -> None:
+    losses = DetectionLosses(detector("retinanet", pyramid(routed=False)), _config("retinanet", target=0.1))(*_scenes())
+    assert (losses["mac_ratio"], losses["budget"], losses[MEASURED]) == (1, 0, 1)
+    assert losses[SHARES].numel() == 0
+
+
+def test_noise_in_training_and_none_where_it_is_switched_off() -> None:
+    module = SegmentationLosses(segmenter(dropout=0.0), _config("semantic_fpn"))
+    batch = _masks()
+    ratios = {float(module(*batch)["mac_ratio"]) for _ in range(4)}
+    assert len(ratios) > 1
+    with dge_models.deterministic_routing():
+        assert len({float(module(*batch)["loss"]) for _ in range(3)}) == 1
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    module = SegmentationLosses(segmenter(dropout=0.0), _config("semantic_fpn"))
+    images, masks = _masks()
+    masks[:, 32:] = 255
+    with dge_models.deterministic_routing():
+        losses = module(images, masks)
+        logits = module.model(images)[:, :, :32]
+    expected = torch.nn.functional.cross_entropy(logits, masks[:, :32])
+    torch.testing.assert_close(losses["task"], expected.detach())
+    assert losses["pixel_accuracy"] == (logits.argmax(1) == masks[:, :32]).float().mean()
+
+
+def test_a_batch_without_a_known_pixel_is_no_broken_one() -> None:
+    images, masks = _masks()
+    losses = SegmentationLosses(segmenter(), _config("semantic_fpn"))(images, torch.full_like(masks, 255))
+    assert losses["task"] == losses["pixel_accuracy"] == 0
+
+
+def test_there_is_no_teacher() -> None:
+    with pytest.raises(ValueError, match="teacher: got a tensor; expected None"):
+        SegmentationLosses(segmenter(), _config("semantic_fpn"))(*_masks(), torch.zeros(2, 3))
