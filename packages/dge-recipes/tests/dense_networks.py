@@ -10,7 +10,7 @@ from dge_recipes.config.head import HeadConfig
 from dge_recipes.config.schema import ConvertConfig
 from dge_recipes.dense import build_detector, build_segmenter, create_backbone
 
-__all__ = ["NARROW", "boxes", "detector", "pyramid", "segmenter", "vit", "without_routers"]
+__all__ = ["NARROW", "boxes", "detector", "pyramid", "scattered", "segmenter", "vit"]
 
 NARROW: dict[str, Any] = {
     "img_size": 64,
@@ -57,6 +57,11 @@ def boxes(count: int = 1, size: int = 64) -> dict[str, Tensor]:
     return {"boxes": box, "labels": torch.arange(count) % 3 + 1, "masks": masks}
 
 
-def without_routers(names: set[str]) -> set[str]:
-    """Names of parameters that a plain twin has too."""
-    return {name for name in names if ".router." not in name}
+def scattered(network: Any) -> Any:
+    """The network, with routers under which all splits occur; fresh ones choose the finest everywhere."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in network.named_parameters():
+        if ".router." in name:
+            spread = 4 if parameter.ndim > 1 else 0.1
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return network

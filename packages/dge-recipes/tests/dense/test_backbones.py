@@ -11,7 +11,7 @@ from torch import nn
 
 import dge_models
 from dge_recipes.config import ModelConfig
-from dge_recipes.dense import create_backbone, no_weight_decay, routed_backbone
+from dge_recipes.dense import create_backbone, routed_backbone
 from dge_recipes.dense.backbones import build_maps, own_strides
 from dge_recipes.errors import UserError
 
@@ -74,11 +74,6 @@ def test_the_routed_model_inside() -> None:
     model = pyramid()
     assert routed_backbone(build_maps(model, (4, 8), 16)) is model
     assert routed_backbone(build_maps(pyramid(routed=False), (4, 8), 16)) is None
-
-
-def test_what_must_not_decay() -> None:
-    maps = build_maps(vit(), (16,), 16)
-    assert {"backbone.pos_embed", "backbone.cls_token"} <= no_weight_decay(maps) <= set(dict(maps.named_parameters()))
 
 
 @pytest.mark.parametrize(

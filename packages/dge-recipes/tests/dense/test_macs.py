@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from dense_networks import detector, pyramid, segmenter, vit
+from dense_networks import detector, pyramid, scattered, segmenter, vit
 from torch.utils.flop_counter import FlopCounterMode
 
 import dge_models
@@ -24,11 +24,9 @@ def test_parts_add_up_to_what_is_run(kind: str, backbone: Any) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as everything:
         again = model(images)
     handle.remove()
-    plain = dge_models.find_routed if False else inside
-    body: Any = plain.model if make is segmenter else plain
-    body = getattr(body, "body", body)
+    body = next(part for part in model.modules() if hasattr(part, "forward_intermediates"))
     with torch.no_grad(), FlopCounterMode(display=False) as backbone_alone:
-        body.model.forward_features(sizes[0]) if hasattr(body, "model") else body.backbone.forward_features(sizes[0])
+        body.forward_features(sizes[0])
     rest = (everything.get_total_flops() - backbone_alone.get_total_flops()) / 2 / 2
     assert counts.neck + counts.head == rest
     expected = dge_models.count_macs(model, sizes[0])
@@ -39,9 +37,10 @@ def test_parts_add_up_to_what_is_run(kind: str, backbone: Any) -> None:
         assert torch.equal(output, again)
 
 
-def test_a_routed_backbone_is_counted_image_by_image() -> None:
-    model = segmenter().eval()
-    images = torch.randn(3, 3, 64, 64)
+@pytest.mark.parametrize("backbone", [pyramid, vit])
+def test_a_routed_backbone_is_counted_image_by_image(backbone: Any) -> None:
+    model = scattered(segmenter(backbone=backbone())).eval()
+    images = torch.randn(4, 3, 96, 64)
     _, counts = forward_counted(model, images)
     expected = dge_models.count_macs(model, images)
     assert torch.equal(counts.backbone, expected.total)
@@ -64,7 +63,7 @@ def test_a_two_stage_head_is_an_upper_bound_and_the_same_for_all_images() -> Non
 def test_sizes_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(macs, "_SIZES", 2)
     model = segmenter(backbone=pyramid(routed=False)).eval()
-    first = forward_counted(model, torch.zeros(1, 3, 32, 32))[1]
+    first = forward_counted(model, torch.zeros(1, 3, 64, 32))[1]
     for width in (64, 96, 128):
-        assert forward_counted(model, torch.zeros(1, 3, 32, width))[1].neck == pytest.approx(first.neck * width / 32)
-    assert list(macs._counted[model]) == [(32, 96), (32, 128)]
+        assert forward_counted(model, torch.zeros(1, 3, 64, width))[1].neck == first.neck * width / 32
+    assert list(macs._counted[model]) == [(64, 96), (64, 128)]

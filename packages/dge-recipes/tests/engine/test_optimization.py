@@ -91,6 +91,15 @@ def test_only_matrices_decay(small_config: Callable[..., Config]) -> None:
     assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
 
 
+def test_what_decays_of_a_network_with_a_model_inside() -> None:
+    network = nn.ModuleDict({"backbone": _Net(), "head": nn.Linear(2, 2)})
+    optimizer = build_optimizer(OptimConfig(lr=1e-3, weight_decay=0.05), network, 64)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    decaying = {name for name, p in network.named_parameters() if decays[id(p)]}
+    assert decaying == {"backbone.linear.weight", "head.weight"}
+    assert len(decays) == len(list(network.parameters()))
+
+
 @pytest.mark.parametrize("options", [{"name": "no_such"}, {"name": "sgd", "betas": (0.9, 0.99)}])
 def test_an_optimiser_that_does_not_exist_or_takes_no_such_argument(options: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"optim\.name=(no_such|sgd)"):

@@ -1,6 +1,6 @@
 """Detection and segmentation: torchvision's detectors and segmentation_models_pytorch's decoders on our backbones."""
 
-from dge_recipes.dense.backbones import create_backbone, no_weight_decay, routed_backbone
+from dge_recipes.dense.backbones import create_backbone, routed_backbone
 from dge_recipes.dense.detectors import build_detector
 from dge_recipes.dense.losses import DetectionLosses, SegmentationLosses
 from dge_recipes.dense.macs import PartMacs, forward_counted
@@ -15,7 +15,6 @@ __all__ = [
     "build_segmenter",
     "create_backbone",
     "forward_counted",
-    "no_weight_decay",
     "predict_masks",
     "routed_backbone",
 ]

@@ -11,7 +11,7 @@ from dge_recipes.config import ModelConfig
 from dge_recipes.errors import UserError
 from dge_recipes.models import create_model
 
-__all__ = ["Maps", "build_maps", "create_backbone", "no_weight_decay", "own_strides", "routed_backbone"]
+__all__ = ["Maps", "build_maps", "create_backbone", "own_strides", "routed_backbone"]
 
 
 def create_backbone(config: ModelConfig, *, init: bool = True) -> nn.Module:
@@ -30,15 +30,6 @@ def create_backbone(config: ModelConfig, *, init: bool = True) -> nn.Module:
 def routed_backbone(network: nn.Module) -> RoutedModel | None:
     """The model with routed blocks in a detector or segmenter, whose budget counts; None without one."""
     return next((part for part in network.modules() if isinstance(part, RoutedModel)), None)
-
-
-def no_weight_decay(network: nn.Module) -> set[str]:
-    """Names of parameters that the models inside a network want no weight decay for, as the network calls them."""
-    names: set[str] = set()
-    for prefix, part in network.named_modules():
-        if part is not network and hasattr(part, "no_weight_decay"):
-            names |= {f"{prefix}.{name}" for name in part.no_weight_decay()}
-    return names
 
 
 class Maps(nn.Module):

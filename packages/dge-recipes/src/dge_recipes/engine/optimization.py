@@ -1,10 +1,11 @@
 """Optimiser and learning-rate schedule, both timm's."""
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]  # not in an __all__
+from timm.optim import create_optimizer_v2, param_groups_weight_decay  # type: ignore[attr-defined]  # not in an __all__
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.poly_lr import PolyLRScheduler
@@ -20,6 +21,8 @@ __all__ = ["build_optimizer", "build_schedule", "scaled_rate"]
 def build_optimizer(config: OptimConfig, model: nn.Module, global_batch: int) -> torch.optim.Optimizer:
     """The optimiser over a model's parameters; biases, norms and what the model names get no weight decay.
 
+    Of a detector or segmenter, what the models inside it name.
+
     Args:
         config: the ``optim`` section.
         model: on the device it will train on.
@@ -30,12 +33,15 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch: int) ->
     """
     options: dict[str, Any] = {"betas": config.betas, "eps": config.eps}
     options = {name: value for name, value in options.items() if value is not None}
+    # timm asks the model itself.
+    groups = None if hasattr(model, "no_weight_decay") else partial(_groups, weight_decay=config.weight_decay)
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
             opt=config.name,
             lr=scaled_rate(config, global_batch),
             weight_decay=config.weight_decay,
+            param_group_fn=groups,
             **options,
         )
     except (ValueError, TypeError) as error:
@@ -44,6 +50,17 @@ def build_optimizer(config: OptimConfig, model: nn.Module, global_batch: int) ->
         if any(group.get(name) != value for group in optimizer.param_groups):  # timm drops what it cannot use
             raise UserError(f"optim.{name} is no option of optim.name={config.name}; leave it null")
     return optimizer
+
+
+def _groups(model: nn.Module, weight_decay: float) -> Any:
+    """timm's groups of parameters, with what the models inside a network want no weight decay for."""
+    spared = {
+        f"{prefix}.{name}"
+        for prefix, part in model.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
+    return param_groups_weight_decay(model, weight_decay, no_weight_decay_list=spared)
 
 
 def build_schedule(
