@@ -1,6 +1,5 @@
 """The losses of detection and segmentation: their terms, and the budget's."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,15 +8,11 @@ from dense_networks import boxes, detector, pyramid, scattered, segmenter, vit
 from torch import Tensor
 
 import dge_models
-from dge_recipes.config import HeadConfig
 from dge_recipes.config.schema import BudgetConfig
 from dge_recipes.dense import DetectionLosses, SegmentationLosses
 from dge_recipes.engine.losses import MEASURED, SHARES
 
-
-def _config(kind: str, **budget: Any) -> Any:
-    """What of a recipe the losses look at."""
-    return SimpleNamespace(budget=BudgetConfig(**budget), head=HeadConfig(kind=kind), train=SimpleNamespace(seed=0))
+_BUDGET = BudgetConfig()
 
 
 def _scenes() -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -35,8 +30,8 @@ def _masks() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("kind", ["retinanet", "faster_rcnn", "mask_rcnn"])
 def test_terms_of_a_detector(kind: str) -> None:
-    losses = DetectionLosses(detector(kind), _config(kind))(*_scenes())
-    module = DetectionLosses(detector(kind), _config(kind))
+    losses = DetectionLosses(detector(kind), kind, _BUDGET)(*_scenes())
+    module = DetectionLosses(detector(kind), kind, _BUDGET)
     assert set(losses) == {*module.names, MEASURED, SHARES}
     terms = set(module.names) - {"loss", "task", "distillation", "budget", "mac_ratio"}
     torch.testing.assert_close(losses["task"], torch.stack([losses[name] for name in terms]).sum())
@@ -47,8 +42,8 @@ def test_terms_of_a_detector(kind: str) -> None:
 
 @pytest.mark.parametrize("backbone", [pyramid, vit])
 def test_the_budget_reaches_every_router(backbone: Any) -> None:
-    config = _config("semantic_fpn", target=0.6, weight=2.0)
-    module = SegmentationLosses(scattered(segmenter(backbone=backbone())), config)
+    budget = BudgetConfig(target=0.6, weight=2.0)
+    module = SegmentationLosses(scattered(segmenter(backbone=backbone())), budget)
     with dge_models.deterministic_routing():
         losses = module(*_masks())
     assert 0.6 < losses["mac_ratio"] < 1
@@ -62,13 +57,14 @@ def test_the_budget_reaches_every_router(backbone: Any) -> None:
 
 
 def test_a_dense_backbone_spends_all_and_costs_nothing_more() -> None:
-    losses = DetectionLosses(detector("retinanet", pyramid(routed=False)), _config("retinanet", target=0.1))(*_scenes())
+    model = detector("retinanet", pyramid(routed=False))
+    losses = DetectionLosses(model, "retinanet", BudgetConfig(target=0.1))(*_scenes())
     assert (losses["mac_ratio"], losses["budget"], losses[MEASURED]) == (1, 0, 1)
     assert losses[SHARES].numel() == 0
 
 
 def test_noise_in_training_and_none_where_it_is_switched_off() -> None:
-    module = SegmentationLosses(segmenter(dropout=0.0), _config("semantic_fpn"))
+    module = SegmentationLosses(segmenter(dropout=0.0), _BUDGET)
     batch = _masks()
     assert len({float(module(*batch)["mac_ratio"]) for _ in range(4)}) > 1
     with dge_models.deterministic_routing():
@@ -76,7 +72,7 @@ def test_noise_in_training_and_none_where_it_is_switched_off() -> None:
 
 
 def test_ignored_pixels_do_not_count() -> None:
-    module = SegmentationLosses(segmenter(dropout=0.0), _config("semantic_fpn"))
+    module = SegmentationLosses(segmenter(dropout=0.0), _BUDGET)
     images, masks = _masks()
     masks[:, 32:] = 255
     with dge_models.deterministic_routing():
@@ -89,10 +85,10 @@ def test_ignored_pixels_do_not_count() -> None:
 
 def test_a_batch_without_a_known_pixel_is_no_broken_one() -> None:
     images, masks = _masks()
-    losses = SegmentationLosses(segmenter(), _config("semantic_fpn"))(images, torch.full_like(masks, 255))
+    losses = SegmentationLosses(segmenter(), _BUDGET)(images, torch.full_like(masks, 255))
     assert losses["task"] == losses["pixel_accuracy"] == 0
 
 
 def test_there_is_no_teacher() -> None:
     with pytest.raises(ValueError, match="teacher: got a tensor; expected None"):
-        SegmentationLosses(segmenter(), _config("semantic_fpn"))(*_masks(), torch.zeros(2, 3))
+        SegmentationLosses(segmenter(), _BUDGET)(*_masks(), torch.zeros(2, 3))

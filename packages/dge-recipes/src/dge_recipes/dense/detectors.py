@@ -142,8 +142,7 @@ def _with_neck(
 ) -> tuple[nn.Module, int]:
     """The backbone with its neck, and how many of its maps are no extra ones."""
     if hasattr(backbone, "patch_embed"):
-        maps = build_maps(backbone, strides, head.channels, head.frozen_stages)
-        return maps, len(strides)
+        return build_maps(backbone, strides, head.channels, head.frozen_stages), len(strides)
     last = max((info["reduction"] for info in getattr(backbone, "feature_info", [])), default=0)
     own = [stride for stride in strides if stride <= last]
     wanted = len(strides) - len(own)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import dge_models
 from dge_models import Routing
-from dge_recipes.config import Config
+from dge_recipes.config import BudgetConfig
 from dge_recipes.dense.backbones import routed_backbone
 from dge_recipes.engine.budgets import build_budget
 from dge_recipes.engine.losses import MEASURED, SHARES, TrainingLosses, split_shares
@@ -32,13 +32,14 @@ class _DenseLosses(TrainingLosses):
 
     Args:
         model: a detector or segmenter; without a routed backbone the budget costs nothing.
-        config: its ``budget`` section, and the seed of a budget that draws.
+        budget: the ``budget`` section.
+        seed: the run's, for a budget that draws.
     """
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
+    def __init__(self, model: nn.Module, budget: BudgetConfig, seed: int) -> None:
         super().__init__()
         self.model = model
-        self.budget = build_budget(config.budget, config.train.seed)
+        self.budget = build_budget(budget, seed)
 
     def task_losses(self, images: Any, targets: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Terms to be summed, and numbers to be reported beside them, scalars all."""
@@ -88,12 +89,14 @@ class DetectionLosses(_DenseLosses):
 
     Args:
         model: from :func:`~dge_recipes.dense.detectors.build_detector`.
-        config: the recipe, whose ``head.kind`` the detector is of.
+        kind: ``head.kind``.
+        budget: the ``budget`` section.
+        seed: the run's.
     """
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
-        super().__init__(model, config)
-        self.names = (*_SHARED, *_TERMS[str(config.head.kind)])
+    def __init__(self, model: nn.Module, kind: str, budget: BudgetConfig, seed: int = 0) -> None:
+        super().__init__(model, budget, seed)
+        self.names = (*_SHARED, *_TERMS[kind])
 
     def task_losses(
         self, images: list[Tensor], targets: list[dict[str, Tensor]]
@@ -110,11 +113,12 @@ class SegmentationLosses(_DenseLosses):
 
     Args:
         model: from :func:`~dge_recipes.dense.segmenters.build_segmenter`.
-        config: the recipe.
+        budget: the ``budget`` section.
+        seed: the run's.
     """
 
-    def __init__(self, model: nn.Module, config: Config) -> None:
-        super().__init__(model, config)
+    def __init__(self, model: nn.Module, budget: BudgetConfig, seed: int = 0) -> None:
+        super().__init__(model, budget, seed)
         self.names = (*_SHARED, "pixel_accuracy")
 
     def task_losses(self, images: Tensor, targets: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
