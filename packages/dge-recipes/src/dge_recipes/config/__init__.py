@@ -25,7 +25,7 @@ from dge_recipes.config.schema import (
 )
 from dge_recipes.data.cifar import CifarData
 from dge_recipes.data.folder import ImageFolderData
-from dge_recipes.data.generated import DigitsData, RandomData, ShapesData
+from dge_recipes.data.generated import DigitsData, RandomData, ScenesData, ShapesData
 from dge_recipes.data.huggingface import HuggingFaceData
 from dge_recipes.data.inaturalist import INaturalistData
 from dge_recipes.data.pictures import PicturesData
@@ -53,6 +53,7 @@ __all__ = [
     "OutputConfig",
     "PicturesData",
     "RandomData",
+    "ScenesData",
     "ScheduleConfig",
     "ShapesData",
     "TarData",

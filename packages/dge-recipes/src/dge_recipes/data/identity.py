@@ -1,14 +1,14 @@
 """Which images a data set holds, in a few numbers that tell whether it is still the same."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from dge_recipes.classes import Classes
 
-__all__ = ["DataIdentity", "identify", "tell_changes"]
+__all__ = ["DataIdentity", "identify", "identify_images", "tell_changes"]
 
 _SHOWN = 3
 _BLOCK = 1 << 10  # entries hashed at once: one by one is slow, and many at once keep the garbage collector busy
@@ -82,6 +82,29 @@ def identify(entries: Iterable[tuple[str, int]], classes: Classes) -> DataIdenti
     return DataIdentity(classes, sum(counts), whole.hexdigest(), by_class)
 
 
+def identify_images(entries: Iterable[tuple[str, Collection[int]]], classes: Classes) -> DataIdentity:
+    """Read a list of images through that may show any number of classes each.
+
+    Args:
+        entries: what tells an image, with all that is known to be in it, from the others; and the different classes
+            that it shows, each below ``classes.count``, or none where nobody looked.
+        classes: that images can show.
+
+    Returns:
+        The identity. A class's number is that of the images that show it.
+    """
+    whole, counts, total = hashlib.sha256(), [0] * classes.count, 0
+    digests = [hashlib.sha256() for _ in counts]
+    for entry, labels in entries:
+        total += 1
+        whole.update(_bytes((entry, *map(str, labels))))
+        for label in labels:
+            counts[label] += 1
+            digests[label].update(_bytes((entry,)))
+    by_class = tuple(zip(counts, (each.hexdigest()[:_SHORT] for each in digests), strict=True))
+    return DataIdentity(classes, total, whole.hexdigest(), by_class)
+
+
 def tell_changes(before: DataIdentity, now: DataIdentity) -> str:
     """In words, how two different lists of images of the same classes differ."""
     names = before.classes.names or [str(number) for number in range(before.classes.count)]
@@ -91,8 +114,11 @@ def tell_changes(before: DataIdentity, now: DataIdentity) -> str:
             told.append(f"class {name} had {count} images and has {count_now}")
         elif digest != digest_now:
             told.append(f"class {name} has other images, or the same in another order")
+    if not told and before.num_images != now.num_images:
+        return f"there were {before.num_images} images and are {now.num_images}"
     if not told:
-        return "the images come in another order"
+        classified = sum(count for count, _ in now.by_class) >= now.num_images
+        return "the images come in another order" if classified else "images are others, or come in another order"
     more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     return f"{', '.join(told[:_SHOWN])}{more}"
 

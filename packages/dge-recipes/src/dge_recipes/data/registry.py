@@ -6,7 +6,7 @@ from pydantic import Field
 
 from dge_recipes.data.cifar import CifarData
 from dge_recipes.data.folder import ImageFolderData
-from dge_recipes.data.generated import DigitsData, RandomData, ShapesData
+from dge_recipes.data.generated import DigitsData, RandomData, ScenesData, ShapesData
 from dge_recipes.data.huggingface import HuggingFaceData
 from dge_recipes.data.inaturalist import INaturalistData
 from dge_recipes.data.pictures import PicturesData
@@ -25,6 +25,7 @@ DataConfig = Annotated[
     | HuggingFaceData
     | PicturesData
     | ShapesData
+    | ScenesData
     | RandomData,
     Field(discriminator="name"),
 ]

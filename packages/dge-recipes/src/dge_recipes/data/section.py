@@ -49,7 +49,7 @@ class DataSection(Section):
 
     Attributes:
         labelled: whether the images have labels, which training and evaluation need.
-        tasks: what can be learnt from them.
+        tasks: what a model can learn from the images.
     """
 
     labelled: ClassVar[bool] = True

@@ -20,6 +20,7 @@ from dge_recipes.data.section import Part
 
 __all__ = ["CELLS", "NOISE", "OUTLINES", "TEXTURES"]
 __all__ += ["ShapeImages", "TrainingShapes", "class_name", "draw_shape", "shape_images"]
+__all__ += ["noise", "numbers_of", "turned"]
 
 # An outline is a signed distance: negative inside, positive outside, and true to scale near the edge. All lie inside
 # the unit circle. What is drawn from them is smooth: half a pixel on either side of the edge blends into the ground.
@@ -82,20 +83,20 @@ def draw_shape(numbers: np.random.Generator, label: int, image_size: int) -> Ten
     ground, *colours = _three_colours(numbers)
     offset = numbers.random(2) * 0.5 - 0.25
     bits = torch.from_numpy(numbers.integers(0, 2, (CELLS, CELLS)).astype(np.float32))
-    image = _noise(numbers, image_size).add_(ground)
+    image = noise(numbers, image_size).add_(ground)
     # Drawn where the shape can be, which is a quarter of the image at most.
     low = [max(0, math.floor(place - radius - 1)) for place in centre]
     high = [min(image_size, math.ceil(place + radius + 1)) for place in centre]
     x, y = ((torch.arange(a, b) + (0.5 - c)) / radius for a, b, c in zip(low, high, centre, strict=True))
-    inside = (0.5 - _OUTLINES[outline](*_turned(x, y, turns[0])) * radius).clamp(0, 1)
-    u, v = _turned(x, y, turns[1])
+    inside = (0.5 - _OUTLINES[outline](*turned(x, y, turns[0])) * radius).clamp(0, 1)
+    u, v = turned(x, y, turns[1])
     share = _TEXTURES[texture](u + offset[0], v + offset[1], bits)
     drawn = torch.lerp(colours[0] - ground, colours[1] - ground, share)
     image[:, low[1] : high[1], low[0] : high[0]] += inside * drawn
     return image
 
 
-def _turned(x: Tensor, y: Tensor, turn: float) -> tuple[Tensor, Tensor]:
+def turned(x: Tensor, y: Tensor, turn: float) -> tuple[Tensor, Tensor]:
     """Coordinates [rows, columns] of a frame turned by a fraction of a whole turn."""
     cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
     y = y.unsqueeze(1)
@@ -109,20 +110,24 @@ def _three_colours(numbers: np.random.Generator) -> Tensor:
     return torch.from_numpy(levels * 2 - 1).float().view(3, 3, 1, 1)
 
 
-def _noise(numbers: np.random.Generator, image_size: int) -> Tensor:
-    """Noise float32 [3, image_size, image_size], uniform in steps of a 128th of :data:`NOISE`."""
+def noise(numbers: np.random.Generator, image_size: int, largest: float = NOISE) -> Tensor:
+    """Noise float32 [3, image_size, image_size], uniform up to `largest` in steps of its 128th."""
     count = 3 * image_size * image_size
     raw = numbers.bit_generator.random_raw(-(-count // 8)).view(np.uint8)[:count]
     values = torch.from_numpy(raw).view(3, image_size, image_size).float()
-    return values.sub_(127.5).mul_(NOISE / 127.5)
+    return values.sub_(127.5).mul_(largest / 127.5)
 
 
 def _draw(config: ShapesData, part: int, number: int) -> tuple[Tensor, int]:
     """Image number `number` of a part of the data set, and its label."""
     label = number % config.num_classes
+    return draw_shape(numbers_of(config.seed, part, number), label, config.image_size), label
+
+
+def numbers_of(seed: int, part: int, number: int) -> np.random.Generator:
+    """The random numbers that image `number` of a part is drawn from: nobody else's."""
     # A block of Philox's numbers belongs to one (seed, part, number) alone, where hashed seeds would meet by chance.
-    source = np.random.Philox(key=[config.seed, part], counter=[0, 0, number, 0])
-    return draw_shape(np.random.Generator(source), label, config.image_size), label
+    return np.random.Generator(np.random.Philox(key=[seed, part], counter=[0, 0, number, 0]))
 
 
 class ShapeImages(Dataset[tuple[Tensor, int]]):
