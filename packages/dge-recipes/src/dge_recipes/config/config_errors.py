@@ -55,6 +55,8 @@ def _fault(fault: ErrorDetails) -> list[str]:
     if kind in {"union_tag_invalid", "union_tag_not_found"}:
         got = value.get("name") if isinstance(value, dict) else value
         return [f"wrong value for '{key}.name': got {got!r}, expected one of {', '.join(DATA_SETS)}"]
+    if kind == "value_error":  # keys that do not go together
+        return [str(fault["ctx"]["error"])]
     expected = fault["msg"]
     for said, meant in _WORDS.items():
         expected = expected.replace(said, meant)

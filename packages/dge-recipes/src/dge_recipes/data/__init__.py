@@ -8,6 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dge_recipes.data.dense_loaders import (
+        build_detection_data,
+        build_detection_held_out,
+        build_detection_training,
+        build_segmentation_data,
+        build_segmentation_held_out,
+        build_segmentation_training,
+    )
     from dge_recipes.data.identity import DataIdentity
     from dge_recipes.data.loaders import (
         HeldOutData,
@@ -26,12 +34,20 @@ __all__ = [
     "HeldOutData",
     "TrainingData",
     "build_data",
+    "build_detection_data",
+    "build_detection_held_out",
+    "build_detection_training",
     "build_held_out",
+    "build_segmentation_data",
+    "build_segmentation_held_out",
+    "build_segmentation_training",
     "build_training",
     "check_classes",
 ]
 
-_PLACES = {"DataIdentity": "identity", "Draw": "sampling", "EpochSampler": "sampling"}  # the others: loaders
+_PLACES = {"DataIdentity": "identity", "Draw": "sampling", "EpochSampler": "sampling"}
+_PLACES |= {name: "dense_loaders" for name in __all__ if name.startswith(("build_detection", "build_segmentation"))}
+# The others: loaders.
 
 
 def __getattr__(name: str) -> Any:

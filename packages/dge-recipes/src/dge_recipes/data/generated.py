@@ -1,5 +1,6 @@
 """Sections of the data sets that are made in memory; what draws them is imported when they are opened."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -112,13 +113,13 @@ class ScenesData(DataSection):
             raise ValueError(f"data.smallest: got {self.smallest:g}, expected data.largest ({self.largest:g}) or less")
         return self
 
-    def detection_images(self, part: Part, seed: int | None = None, *, masks: bool = False) -> "ImageSet":
+    def detection_images(self, part: Part, seed: int | None, folder: Path, *, masks: bool = False) -> "ImageSet":
         """The scenes of a part with boxes: new ones in every epoch for training by a seed, or always the same."""
         from dge_recipes.data.scenes import detection_scenes
 
         return detection_scenes(self, part, seed, masks=masks)
 
-    def segmentation_images(self, part: Part, seed: int | None = None) -> "ImageSet":
+    def segmentation_images(self, part: Part, seed: int | None, folder: Path) -> "ImageSet":
         """The scenes of a part with index masks: new ones in every epoch for training by a seed, or always the same."""
         from dge_recipes.data.scenes import segmentation_scenes
 

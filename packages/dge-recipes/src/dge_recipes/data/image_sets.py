@@ -15,7 +15,8 @@ from dge_recipes.data.images import HeldOutImages, TrainingImages
 from dge_recipes.data.section import ImageData, ImageSource, Part
 from dge_recipes.errors import UserError
 
-__all__ = ["ImageSet", "check_same_classes", "identify_labels", "open_source", "plain_images", "training_images"]
+__all__ = ["ImageSet", "check_same_classes", "identify_labels", "is_main_process"]
+__all__ += ["open_source", "plain_images", "training_images"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def open_source(config: ImageData, part: Part, *, counted: bool = True) -> Image
         UserError: they are not there, cannot be used, or have another number of classes than the config says.
     """
     source = config.open(part)
-    if source.left_out.total() and _is_main_process():
+    if source.left_out.total() and is_main_process():
         _LOG.warning("%s", source.left_out.told(part))
     counted = counted and config.labelled
     if counted and config.num_classes is not None and source.num_classes != config.num_classes:
@@ -89,7 +90,8 @@ def open_source(config: ImageData, part: Part, *, counted: bool = True) -> Image
     return source
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Whether this process is the one that speaks for all."""
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -22,6 +24,7 @@ __all__ = [
     "UNREADABLE_FILE",
     "HeldOutImages",
     "SkippedImages",
+    "SourceImages",
     "TrainingImages",
     "evaluation_transform",
     "training_transform",
@@ -35,6 +38,8 @@ _FEW = 10  # however small the set, so many may be skipped
 
 _UNREADABLE = (ValueError, OSError)  # of the latter those that `naming` lets pass: the system's it does not
 _SHORT_RUN = 20  # unreadable images in a row that training passes before it counts them
+
+T = TypeVar("T")
 
 
 class SkippedImages:
@@ -89,8 +94,120 @@ class SkippedImages:
             )
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
+class NamedImages(Protocol):
+    """What can be read, and told when it cannot."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def name(self, index: int) -> str:
+        """Which file an image is in."""
+
+    def read(self, index: int) -> Image.Image:
+        """Decode an image, in any mode. What is not a whole image raises what Pillow raises."""
+
+
+class ReadingPolicy(Protocol):
+    """The keys of a section that say how its images are read."""
+
+    @property
+    def exif(self) -> bool:
+        """Turn images upright."""
+
+    @property
+    def unreadable(self) -> str:
+        """Whether images that cannot be read end the run or are skipped."""
+
+    @property
+    def max_unreadable(self) -> float:
+        """Share of the images that may be skipped."""
+
+
+class SourceImages(Dataset[Any]):
     """Images of a source, those that cannot be read treated as the config says.
+
+    Args:
+        source: the images.
+        config: the policy.
+        folder: where ``unreadable_images.txt`` is written if it is needed.
+    """
+
+    def __init__(self, source: NamedImages, config: ReadingPolicy, folder: Path) -> None:
+        self._named, self._upright = source, config.exif
+        skips = config.unreadable == "skip"
+        self.skipped = SkippedImages(len(source), config.max_unreadable, folder) if skips else None
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+    def picture(self, index: int) -> Image.Image | None:
+        """An image as RGB; None if it cannot be decoded and the policy is to skip.
+
+        Raises:
+            UserError: it cannot be decoded and the policy is not to skip; or, whatever the policy, the machine
+                failed to read it.
+        """
+        return self.readable(index, lambda: to_rgb(self._named.read(index), upright=self._upright))
+
+    def readable(self, index: int, read: Callable[[], T]) -> T | None:
+        """What `read` makes of an image; None if it cannot be decoded and the policy is to skip.
+
+        Args:
+            index: of the image.
+            read: decodes its file, or what belongs to it.
+
+        Raises:
+            UserError: as :meth:`picture`.
+        """
+        try:
+            with naming(self._named.name(index)):
+                return read()
+        except UserError:
+            raise
+        except _UNREADABLE as error:
+            reason = f"{self._named.name(index)} cannot be read as an image: {in_one_line(error)}"
+            if self.skipped is None:
+                hint = "replace it, or set data.unreadable=skip to go on without it"
+                raise UserError(f"{reason}; {hint}") from error
+        self.skipped.add(index, reason)
+        return None
+
+    def next_readable(self, start: int, read: Callable[[int], T | None]) -> tuple[int, T]:
+        """The first image from one on, and round again, that can be read; the policy is to skip the others.
+
+        Args:
+            start: the first that may be taken.
+            read: what is wanted of an image; None if it cannot be read.
+
+        Raises:
+            UserError: too many were skipped, or none can be read.
+        """
+        for offset in range(len(self)):
+            index = (start + offset) % len(self)
+            found = read(index)
+            # A short run is passed first: that none of a small set can be read is the better word.
+            if self.skipped is not None and (offset >= _SHORT_RUN or (offset and found is not None)):
+                self.skipped.check()
+            if found is not None:
+                return index, found
+        where = "" if self.skipped is None else f"; see {self.skipped.path}"
+        raise UserError(f"none of the {len(self)} training images can be read{where}")
+
+    def check_skipped(self, count: int | None = None) -> None:
+        """End the run if too many images were skipped.
+
+        Args:
+            count: how many by all processes together; None: those that this one met.
+
+        Raises:
+            UserError: more than ``data.max_unreadable`` allows.
+        """
+        if self.skipped is not None:
+            self.skipped.check(count)
+
+
+class _Images(SourceImages):
+    """Images of classes, transformed.
 
     Args:
         source: the images.
@@ -100,32 +217,8 @@ class _Images(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, source: ImageSource, config: ImageData, transform: Transform, folder: Path) -> None:
-        self.source, self.transform, self._upright = source, transform, config.exif
-        skips = config.unreadable == "skip"
-        self.skipped = SkippedImages(len(source), config.max_unreadable, folder) if skips else None
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def picture(self, index: int) -> Image.Image | None:
-        """An image as RGB; None if it cannot be decoded and the policy is to skip.
-
-        Raises:
-            UserError: it cannot be decoded and the policy is not to skip; or, whatever the policy, the machine
-                failed to read it.
-        """
-        try:
-            with naming(self.source.name(index)):
-                return to_rgb(self.source.read(index), upright=self._upright)
-        except UserError:
-            raise
-        except _UNREADABLE as error:
-            reason = f"{self.source.name(index)} cannot be read as an image: {in_one_line(error)}"
-            if self.skipped is None:
-                hint = "replace it, or set data.unreadable=skip to go on without it"
-                raise UserError(f"{reason}; {hint}") from error
-        self.skipped.add(index, reason)
-        return None
+        super().__init__(source, config, folder)
+        self.source, self.transform = source, transform
 
     def transformed(self, picture: Image.Image, index: int) -> Tensor:
         """The tensor that the transform makes of an image.
@@ -158,21 +251,9 @@ class TrainingImages(_Images):
         Raises:
             UserError: an image cannot be used, or too many were skipped.
         """
-        index, picture = self._next_readable(draw.image)
+        index, picture = self.next_readable(draw.image, self.picture)
         with isolated_seed(derive_seed(self.seed, "augment", draw.epoch, draw.position)):
             return self.transformed(picture, index), self.source.label(index)
-
-    def _next_readable(self, start: int) -> tuple[int, Image.Image]:
-        for offset in range(len(self)):
-            index = (start + offset) % len(self)
-            picture = self.picture(index)
-            # A short run is passed first: that none of a small set can be read is the better word.
-            if self.skipped is not None and (offset >= _SHORT_RUN or (offset and picture is not None)):
-                self.skipped.check()
-            if picture is not None:
-                return index, picture
-        where = "" if self.skipped is None else f"; see {self.skipped.path}"
-        raise UserError(f"none of the {len(self)} training images can be read{where}")
 
 
 class HeldOutImages(_Images):
@@ -200,15 +281,3 @@ class HeldOutImages(_Images):
             self.check_skipped()
             return torch.zeros(self._blank), UNREADABLE
         return self.transformed(picture, index), self.source.label(index)
-
-    def check_skipped(self, count: int | None = None) -> None:
-        """End the run if too many images were skipped.
-
-        Args:
-            count: how many by all processes together; None: those that this one met.
-
-        Raises:
-            UserError: more than ``data.max_unreadable`` allows.
-        """
-        if self.skipped is not None:
-            self.skipped.check(count)

@@ -15,7 +15,7 @@ from dge_recipes.data.sampling import EpochSampler
 from dge_recipes.data.workers import worker_context, worker_signals
 from dge_recipes.errors import UserError
 
-__all__ = ["HeldOutData", "TrainingData", "build_data", "build_held_out", "build_training", "check_classes"]
+__all__ = ["HeldOutData", "TrainingData", "build_data", "build_held_out", "build_training", "check_classes", "loading"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def build_training(config: Config, num_processes: int) -> TrainingData:
     data = training_images(config)
     global_batch = config.train.batch_size * num_processes * config.train.accumulation_steps
     sampler = EpochSampler(len(data.images), global_batch, config.train.seed, data.repeats)
-    loader = DataLoader(data.images, config.train.batch_size, sampler=sampler, drop_last=True, **_loading(config))
+    loader = DataLoader(data.images, config.train.batch_size, sampler=sampler, drop_last=True, **loading(config))
     return TrainingData(loader, sampler, data.identify())
 
 
@@ -109,7 +109,7 @@ def build_held_out(config: Config, model: Classes | None = None, known: str = "t
     if model is not None:
         shown = f"the held-out images of {getattr(config.data, 'root', config.data.name)} show"
         match = match_classes(model, identity.classes, identity.occurring, subset=subset, known=known, shown=shown)
-    loader = DataLoader(data.images, config.eval.batch_size, **_loading(config))
+    loader = DataLoader(data.images, config.eval.batch_size, **loading(config))
     size = config.data.image_size
     num_classes = identity.classes.count if model is None else model.count
     return HeldOutData(loader, len(data.images), num_classes, (data.channels, size, size), identity, match)
@@ -134,7 +134,8 @@ def _need_labels(config: Config) -> None:
         )
 
 
-def _loading(config: Config) -> dict[str, Any]:
+def loading(config: Config) -> dict[str, Any]:
+    """Arguments for ``DataLoader`` that all loaders share: the data loading processes, and memory for copies."""
     workers = config.data.workers
     return {
         "num_workers": workers,

@@ -71,7 +71,9 @@ def draw_scene(numbers: np.random.Generator, config: ScenesData) -> Scene:
     kinds = numbers.integers(0, config.num_classes, count).tolist()
     textures = numbers.integers(0, len(_TEXTURES), count).tolist()
     bits = torch.from_numpy(numbers.integers(0, 2, (count, CELLS, CELLS)).astype(np.float32))
-    labels, boxes, masks = [], [], torch.zeros(count, size, size, dtype=torch.bool)
+    labels: list[int] = []
+    boxes: list[list[float]] = []
+    masks = torch.zeros(count, size, size, dtype=torch.bool)
     clear, taken = torch.ones(size, size), torch.zeros(size, size, dtype=torch.bool)
     drawn = torch.zeros(3, size, size)
     for number, places in enumerate(numbers.random((count, 7)).tolist()):
@@ -94,7 +96,7 @@ def draw_scene(numbers: np.random.Generator, config: ScenesData) -> Scene:
         texture = _TEXTURES[textures[number]](u + (places[5] / 2 - 0.25), v + (places[6] / 2 - 0.25), bits[number])
         # From front to back: each shape gets what those before it left of a pixel, and the ground the rest.
         share *= clear[window]
-        drawn[:, top:bottom, left:right] += share * torch.lerp(*colours[number], texture)
+        drawn[:, top:bottom, left:right] += share * torch.lerp(colours[number, 0], colours[number, 1], texture)
         clear[window] -= share
         taken[window] |= own
     return Scene(image.mul_(clear).add_(drawn), labels, masks[: len(labels)], torch.tensor(boxes))
@@ -115,8 +117,8 @@ def _colours(numbers: np.random.Generator, count: int) -> tuple[Tensor, Tensor]:
     swap = numbers.integers(0, 2, (count, 1, 3)) == 1
     pairs = np.where(swap, levels[None, [2, 1]], levels[None, [1, 2]])
     every = np.concatenate([levels[:1], pairs.reshape(-1, 3)])
-    every = torch.from_numpy(every + numbers.uniform(-_JITTER, _JITTER, every.shape)).float()
-    return every[0].view(3, 1, 1), every[1:].view(count, 2, 3, 1, 1)
+    colours = torch.from_numpy(every + numbers.uniform(-_JITTER, _JITTER, every.shape)).float()
+    return colours[0].view(3, 1, 1), colours[1:].view(count, 2, 3, 1, 1)
 
 
 def _ground(numbers: np.random.Generator, colour: Tensor, size: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What a data set is: a section of the configuration that opens its images."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from PIL import Image
 from pydantic import Field
@@ -9,7 +9,10 @@ from pydantic import Field
 from dge_recipes.data.image_files import LeftOut
 from dge_recipes.sections import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
 
-__all__ = ["DataSection", "ImageData", "ImageSource", "Part"]
+if TYPE_CHECKING:
+    from dge_recipes.data.image_sets import ImageSet
+
+__all__ = ["DataSection", "ImageData", "ImageSource", "Part", "PhotographData"]
 
 Part = Literal["train", "val"]
 
@@ -68,34 +71,60 @@ class DataSection(Section):
         "summary.json records it",
     )
 
+    def images(self, part: Part, seed: int | None = None) -> "ImageSet":
+        """The images of a part with one class each, of a data set that is made in memory and serves classification.
 
-class ImageData(DataSection):
-    """What all data sets of photographs share."""
+        Args:
+            part: which of them.
+            seed: the run's, for training; None for evaluation.
+        """
+        raise NotImplementedError
+
+    def detection_images(self, part: Part, seed: int | None, folder: Path, *, masks: bool = False) -> "ImageSet":
+        """The images of a part with boxes, of a data set that serves detection.
+
+        Args:
+            part: which of them.
+            seed: the run's, for training; None for evaluation.
+            folder: the run's, where ``unreadable_images.txt`` is written if it is needed.
+            masks: targets hold the objects' masks too.
+
+        Returns:
+            Images float32 [3, H, W] with targets as :func:`~dge_recipes.data.dense_targets.detection_target` makes
+            them.
+
+        Raises:
+            UserError: data that is missing or unusable.
+        """
+        raise NotImplementedError
+
+    def segmentation_images(self, part: Part, seed: int | None, folder: Path) -> "ImageSet":
+        """The images of a part with index masks, of a data set that serves segmentation.
+
+        Args:
+            part, seed, folder: as for :meth:`detection_images`.
+
+        Returns:
+            For training images float32 [3, S, S] with masks int64 [S, S]; for evaluation images float32 [3, H, W] with
+            targets as :func:`~dge_recipes.data.dense_targets.segmentation_target` makes them.
+
+        Raises:
+            UserError: data that is missing or unusable.
+        """
+        raise NotImplementedError
+
+
+class PhotographData(DataSection):
+    """What all data sets of photographs share: where they lie, and how they are read."""
 
     root: str = Field(description="folder of the data set's files")
-    num_classes: Count | None = Field(default=None, description="classes; for files, how many there must be, null: any")
-    image_size: Count = Field(default=256, description="side of the square network input, in pixels")
-    crop_pct: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=224 / 256, description="evaluation: centre crop's side over the resized short side"
-    )
-    interpolation: Literal["bilinear", "bicubic", "random"] = Field(default="bicubic", description="resizing filter")
     mean: tuple[float, float, float] = Field(
         default=(0.485, 0.456, 0.406), strict=False, description="normalisation: mean per channel (ImageNet's)"
     )
     std: tuple[Positive, Positive, Positive] = Field(
         default=(0.229, 0.224, 0.225), strict=False, description="normalisation: deviation per channel"
     )
-    auto_augment: str | None = Field(
-        default="rand-m9-mstd0.5-inc1", description="training: timm's policy string, null for none"
-    )
-    color_jitter: NonNegative = Field(
-        default=0.4, description="training: colour jitter; timm applies it only where auto_augment is null"
-    )
     hflip: Fraction = Field(default=0.5, description="training: probability of a horizontal flip")
-    random_erasing: Fraction = Field(default=0.25, description="training: probability of random erasing (pixel)")
-    repeats: Count = Field(
-        default=1, description="training: times that an image is drawn in one epoch (repeated augmentation)"
-    )
     unreadable: Literal["error", "skip"] = Field(
         default="error",
         description="a file that cannot be read as an image: error ends the run; skip lists it in "
@@ -117,6 +146,27 @@ class ImageData(DataSection):
     def folder(self) -> Path:
         """The folder of the data set's files."""
         return Path(self.root).expanduser()
+
+
+class ImageData(PhotographData):
+    """What all data sets of photographs with one class each share."""
+
+    num_classes: Count | None = Field(default=None, description="classes; for files, how many there must be, null: any")
+    image_size: Count = Field(default=256, description="side of the square network input, in pixels")
+    crop_pct: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=224 / 256, description="evaluation: centre crop's side over the resized short side"
+    )
+    interpolation: Literal["bilinear", "bicubic", "random"] = Field(default="bicubic", description="resizing filter")
+    auto_augment: str | None = Field(
+        default="rand-m9-mstd0.5-inc1", description="training: timm's policy string, null for none"
+    )
+    color_jitter: NonNegative = Field(
+        default=0.4, description="training: colour jitter; timm applies it only where auto_augment is null"
+    )
+    random_erasing: Fraction = Field(default=0.25, description="training: probability of random erasing (pixel)")
+    repeats: Count = Field(
+        default=1, description="training: times that an image is drawn in one epoch (repeated augmentation)"
+    )
 
     def open(self, part: Part) -> ImageSource:
         """The training or the held-out images.
