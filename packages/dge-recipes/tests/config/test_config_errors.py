@@ -15,7 +15,7 @@ def test_every_key_is_listed_once_with_its_meaning() -> None:
 
 def test_defaults_and_choices_are_told_as_a_recipe_has_them() -> None:
     told = {name: (default, meaning) for name, default, meaning in list_keys()}
-    assert told["data.image_size"][0] == "48 or 256, by data.name"
+    assert told["data.image_size"][0] == "48 or 256 or 128 or 800 or 512, by data.name"
     assert told["train.checkpoint_activations"][0] == "false"
     assert told["data.mean"][0] == "[0.485, 0.456, 0.406]"
     assert told["data.interpolation"][1].endswith("; one of bilinear, bicubic, random")

@@ -9,7 +9,7 @@ from dge_recipes.data.registry import DATA_SETS
 def test_names() -> None:
     assert (
         *("digits", "imagefolder", "cifar10", "cifar100", "inaturalist", "tar"),
-        *("webdataset", "huggingface", "pictures", "shapes", "scenes", "random"),
+        *("webdataset", "huggingface", "pictures", "shapes", "scenes", "coco", "segmentation_folder", "random"),
     ) == DATA_SETS
 
 

@@ -24,12 +24,14 @@ from dge_recipes.config.schema import (
     TrainConfig,
 )
 from dge_recipes.data.cifar import CifarData
+from dge_recipes.data.coco import CocoData
 from dge_recipes.data.folder import ImageFolderData
 from dge_recipes.data.generated import DigitsData, RandomData, ScenesData, ShapesData
 from dge_recipes.data.huggingface import HuggingFaceData
 from dge_recipes.data.inaturalist import INaturalistData
 from dge_recipes.data.pictures import PicturesData
-from dge_recipes.data.section import ImageData
+from dge_recipes.data.section import ImageData, PhotographData
+from dge_recipes.data.segmentation_folder import SegmentationFolderData
 from dge_recipes.data.tar import TarData
 from dge_recipes.data.webdataset import WebDatasetData
 
@@ -37,6 +39,7 @@ __all__ = [
     "BudgetConfig",
     "CheckpointConfig",
     "CifarData",
+    "CocoData",
     "Config",
     "ConvertConfig",
     "DigitsData",
@@ -51,10 +54,12 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "OutputConfig",
+    "PhotographData",
     "PicturesData",
     "RandomData",
     "ScenesData",
     "ScheduleConfig",
+    "SegmentationFolderData",
     "ShapesData",
     "TarData",
     "TrainConfig",

@@ -5,11 +5,13 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from dge_recipes.data.cifar import CifarData
+from dge_recipes.data.coco import CocoData
 from dge_recipes.data.folder import ImageFolderData
 from dge_recipes.data.generated import DigitsData, RandomData, ScenesData, ShapesData
 from dge_recipes.data.huggingface import HuggingFaceData
 from dge_recipes.data.inaturalist import INaturalistData
 from dge_recipes.data.pictures import PicturesData
+from dge_recipes.data.segmentation_folder import SegmentationFolderData
 from dge_recipes.data.tar import TarData
 from dge_recipes.data.webdataset import WebDatasetData
 
@@ -26,6 +28,8 @@ DataConfig = Annotated[
     | PicturesData
     | ShapesData
     | ScenesData
+    | CocoData
+    | SegmentationFolderData
     | RandomData,
     Field(discriminator="name"),
 ]
