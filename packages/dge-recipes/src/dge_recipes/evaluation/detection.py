@@ -212,6 +212,7 @@ def _score(pairs: Iterable[tuple[_Objects, _Objects]], *, masks: bool) -> dict[s
         iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
         rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
         backend="faster_coco_eval",
+        sync_on_compute=False,  # only the main process asks, and by itself the metric would wait for the others
     )
     for found, true in pairs:
         metric.update(found, true)
