@@ -13,7 +13,7 @@ from dge_models import RoutedModel
 from dge_recipes.checkpoints.store import run_config, weights_file
 from dge_recipes.checkpoints.stored_classes import stored_classes, stored_model
 from dge_recipes.classes import Classes, match_classes
-from dge_recipes.config import ModelConfig, load_config
+from dge_recipes.config import ModelConfig, load_config, need_classification
 from dge_recipes.errors import UserError
 
 __all__ = [
@@ -265,7 +265,7 @@ def open_weights(
     if model is not None:
         settings = ModelConfig(name=model, kwargs=kwargs)
     elif recorded is not None:
-        settings = load_config(str(recorded)).model
+        settings = need_classification(load_config(str(recorded)), source).model
     else:
         file, ema = weights_file(source, best=best, ema=ema)
         source, best, named = str(file), False, stored_model(file)

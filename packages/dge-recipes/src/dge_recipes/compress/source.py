@@ -11,7 +11,7 @@ from timm.data.config import resolve_data_config
 from torch import nn
 
 from dge_recipes.checkpoints import run_config
-from dge_recipes.config import ImageData, load_config
+from dge_recipes.config import ImageData, load_config, need_classification
 from dge_recipes.errors import UserError
 from dge_recipes.evaluation.target import find_target
 from dge_recipes.models import is_routed, open_recipe
@@ -77,7 +77,7 @@ def _of_run(source: str) -> tuple[nn.Module, dict[str, Any]]:
     recorded = run_config(source)
     if recorded is None:
         raise UserError(f"model {source} is no saved model, and of no run that recorded its config; {_EXPECTED}")
-    data = load_config(str(recorded)).data
+    data = need_classification(load_config(str(recorded)), source).data
     target = find_target(source, None, ())
     model = open_recipe(target.config.model, source)
     if isinstance(data, ImageData):

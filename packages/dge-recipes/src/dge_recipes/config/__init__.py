@@ -23,6 +23,7 @@ from dge_recipes.config.schema import (
     ScheduleConfig,
     TrainConfig,
 )
+from dge_recipes.config.task_keys import need_classification
 from dge_recipes.data.cifar import CifarData
 from dge_recipes.data.coco import CocoData
 from dge_recipes.data.folder import ImageFolderData
@@ -70,4 +71,5 @@ __all__ = [
     "list_configs",
     "list_launchers",
     "load_config",
+    "need_classification",
 ]

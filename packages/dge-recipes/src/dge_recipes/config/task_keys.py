@@ -6,7 +6,7 @@ from dge_recipes.config.head import DETECTORS, SEGMENTERS
 from dge_recipes.config.schema import Config
 from dge_recipes.errors import UserError
 
-__all__ = ["HEADS", "check_task", "foreign_keys"]
+__all__ = ["HEADS", "check_task", "foreign_keys", "need_classification"]
 
 # The kinds of heads of the tasks that have some.
 HEADS: dict[str, tuple[str, ...]] = {"detection": DETECTORS, "segmentation": SEGMENTERS}
@@ -51,3 +51,18 @@ def check_task(config: Config) -> None:
         if (key or section) in given.model_fields_set:
             name = section if key is None else f"{section}.{key}"
             raise UserError(f"{name}: is for classification; got it with task={task}, where it says nothing")
+
+
+def need_classification(config: Config, source: str) -> Config:
+    """The configuration itself, for what only a classifier can be used for.
+
+    Args:
+        config: that was recorded.
+        source: where, for the error.
+
+    Raises:
+        UserError: it is of another task.
+    """
+    if config.task != "classification":
+        raise UserError(f"{source} is of task={config.task}; expected a model of classification")
+    return config

@@ -1,11 +1,11 @@
 """Rows like those of the method's published table, in Markdown, and the published ones to put beside them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from dge_recipes.config import Config, ImageData
 
-__all__ = ["Published", "Row", "markdown_table", "published_row"]
+__all__ = ["Published", "Row", "markdown_table", "published_row", "results_table", "show_macs", "show_speed"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def markdown_table(rows: Iterable[Row]) -> str:
     """The table, with its head; a published row follows the measured one."""
     lines = ["| model | Acc@1 | Acc@5 | mean MACs | images/s |", "|---|---|---|---|---|"]
     for row in rows:
-        numbers = f"{row.acc1:.2f} | {row.acc5:.2f} | {_macs(row.macs)} | {_speed(row.images_per_second)}"
+        numbers = f"{row.acc1:.2f} | {row.acc5:.2f} | {show_macs(row.macs)} | {show_speed(row.images_per_second)}"
         lines.append(f"| {row.model} | {numbers} |")
         if row.published is not None:
             known = row.published
@@ -64,12 +64,28 @@ def markdown_table(rows: Iterable[Row]) -> str:
     return "\n".join(lines)
 
 
-def _macs(macs: float) -> str:
+def results_table(model: str, figures: Mapping[str, str], macs: float, images_per_second: float | None) -> str:
+    """One row with any figures, with its head.
+
+    Args:
+        model: its name.
+        figures: by what the columns are called.
+        macs: mean multiply-accumulates per image.
+        images_per_second: None where it was not measured.
+    """
+    columns = {"model": model, **figures, "mean MACs": show_macs(macs), "images/s": show_speed(images_per_second)}
+    rule = "|---" * len(columns) + "|"
+    return f"| {' | '.join(columns)} |\n{rule}\n| {' | '.join(columns.values())} |"
+
+
+def show_macs(macs: float) -> str:
+    """In millions or billions."""
     unit, name = (1e9, "G") if macs >= 1e9 else (1e6, "M")
     return f"{macs / unit:.2f} {name}"
 
 
-def _speed(value: float | None) -> str:
+def show_speed(value: float | None) -> str:
+    """Images per second; None was not measured."""
     return "not measured" if value is None else f"{value:.0f}"
 
 

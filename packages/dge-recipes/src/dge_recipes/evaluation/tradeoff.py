@@ -125,6 +125,5 @@ def tradeoff_table(points: Sequence[BudgetPoint], task: Task) -> str:
 def draw_tradeoff(path: Path, name: str, points: Sequence[BudgetPoint], task: Task, accelerator: Accelerator) -> None:
     """Draw the score over MACs. Every process calls it."""
     curve = [(point.evaluation.macs / 1e6, point.evaluation.score) for point in points]
-    score = next(iter(task.figures(points[0].evaluation)))
-    title, x, y = "One checkpoint at several budgets", "mean MACs per image (millions)", f"{score} (%)"
+    title, x, y = "One checkpoint at several budgets", "mean MACs per image (millions)", task.score_label
     on_main_process(accelerator, lambda: draw_curves(path, {name: curve}, title=title, x=x, y=y))

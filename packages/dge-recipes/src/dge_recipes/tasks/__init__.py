@@ -9,6 +9,14 @@ __all__ = ["Task", "TaskEvaluation", "task_of"]
 def task_of(config: Config) -> Task:
     """The task of a recipe."""
     # Imported late: each task has its own libraries, which the others do without.
+    if config.task == "detection":
+        from dge_recipes.tasks.detection import Detection
+
+        return Detection(masks=config.head.kind == "mask_rcnn")
+    if config.task == "segmentation":
+        from dge_recipes.tasks.segmentation import Segmentation
+
+        return Segmentation()
     from dge_recipes.tasks.classification import Classification
 
     return Classification()

@@ -50,9 +50,11 @@ class Task(Protocol):
 
     Attributes:
         score_name: what ``as_dict()`` of an evaluation calls its score.
+        score_label: what pictures call it, with its unit.
     """
 
     score_name: str
+    score_label: str
 
     def build_data(self, config: Config, num_processes: int) -> tuple[TrainingData, HeldOutData]:
         """The training and the held-out set of a run, of the same classes.

@@ -1,0 +1,115 @@
+"""Semantic segmentation: a class for every pixel."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from dge_recipes.classes import Classes
+from dge_recipes.config import Config
+from dge_recipes.data import HeldOutData, TrainingData, build_segmentation_data, build_segmentation_held_out
+from dge_recipes.dense import PartMacs, SegmentationLosses, build_segmenter, create_backbone, forward_counted
+from dge_recipes.evaluation.segmentation import SegmentationEvaluation, SegmentationResults
+from dge_recipes.evaluation.table import results_table
+from dge_recipes.tasks.dense import CostsOfImages, DenseEvaluation, DenseTask, check_supported, evaluating, own_batches
+
+__all__ = ["Segmentation"]
+
+
+class Segmentation(DenseTask):
+    """See :class:`dge_recipes.tasks.Task`.
+
+    Training batches are images float32 [B, 3, S, S] and masks int64 [B, S, S]; held-out ones a list of images
+    float32 [3, h, w], and one of targets with masks in the files' own sizes.
+    """
+
+    score_name, score_label = "miou", "mIoU"
+
+    def build_data(self, config: Config, num_processes: int) -> tuple[TrainingData, HeldOutData]:
+        """See :func:`dge_recipes.data.build_segmentation_data`."""
+        return build_segmentation_data(config, num_processes)
+
+    def build_held_out(self, config: Config, classes: Classes | None, known: str) -> HeldOutData:
+        """See :func:`dge_recipes.data.build_segmentation_held_out`."""
+        return build_segmentation_held_out(config, classes, known)
+
+    def build_model(
+        self,
+        config: Config,
+        num_classes: int,
+        image_shape: tuple[int, int, int],
+        *,
+        init: bool = True,
+        classes: Classes | None = None,
+    ) -> nn.Module:
+        """A segmenter of segmentation_models_pytorch on the recipe's backbone, which ``model.init_from`` starts."""
+        check_supported(config)
+        return build_segmenter(create_backbone(config.model, init=init), config.head, num_classes).train()
+
+    def build_losses(self, config: Config, model: nn.Module) -> SegmentationLosses:
+        """Cross-entropy over the pixels that are not ignored, and the budget."""
+        return SegmentationLosses(model, config.budget, config.train.seed)
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        loader: Any,
+        accelerator: Accelerator,
+        held_out: HeldOutData,
+        after_batch: Callable[[], None] = lambda: None,
+    ) -> DenseEvaluation[SegmentationEvaluation]:
+        """Mean intersection over union over the held-out images; the same on any number of processes."""
+        results, costs = SegmentationResults(held_out.num_classes), CostsOfImages(accelerator)
+        with evaluating(model):
+            for images, targets in own_batches(loader, accelerator, held_out):
+                for some, logits, macs in _forwards(model, images, accelerator):
+                    own = [targets[place] for place in some]
+                    sizes = (target["mask"].shape for target in own)
+                    masks = [_resized(each, size) for each, size in zip(logits, sizes, strict=True)]
+                    results.add(masks, own, *costs.add(own, macs))
+                after_batch()
+        found = results.finish(accelerator, held_out.num_images, held_out.loader.dataset)
+        return DenseEvaluation(found, costs.finish())
+
+    def figures(self, evaluation: DenseEvaluation[SegmentationEvaluation]) -> dict[str, str]:
+        """Means from 0 to 1."""
+        found = evaluation.found
+        return {"mIoU": f"{found.miou:.4f}", "pixel accuracy": f"{found.pixel_accuracy:.4f}"}
+
+    def table(
+        self,
+        model: str,
+        evaluation: DenseEvaluation[SegmentationEvaluation],
+        speed: float | None,
+        published: Any = None,
+    ) -> str:
+        """The two means, and below the costs of the parts."""
+        scores = results_table(model, self.figures(evaluation), evaluation.macs, speed)
+        return f"{scores}\n\n{evaluation.costs.table()}"
+
+    def first_images(self, data_set: Dataset[Any], count: int) -> Tensor:
+        """Those of the first images that are as large as the very first: float32 [<= count, 3, h, w]."""
+        images = [data_set[index][0] for index in range(min(count, len(data_set)))]  # type: ignore[arg-type]  # has __len__
+        return torch.stack([image for image in images if image.shape == images[0].shape])
+
+
+def _forwards(
+    model: nn.Module, images: Sequence[Tensor], accelerator: Accelerator
+) -> Iterator[tuple[Sequence[int], Tensor, PartMacs]]:
+    """Places of images, their logits [n, classes, h, w] and costs: all at once where they are of one size."""
+    together = len({image.shape for image in images}) == 1
+    for some in [range(len(images))] if together else [[place] for place in range(len(images))]:
+        with accelerator.autocast():
+            logits, macs = forward_counted(model, torch.stack([images[place] for place in some]))
+        yield some, logits.float(), macs
+
+
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The likeliest class int64 [H, W] of every pixel of an image of this size."""
+    if tuple(size) != tuple(logits.shape[1:]):
+        logits = F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return logits.argmax(0)
