@@ -58,26 +58,29 @@ class Overlay:
         guess: the likeliest class.
         confidence: its probability.
         name: what the likeliest class is called; None where the weights do not say.
+        found: in words, what a detector or segmenter found, instead of a likeliest class.
     """
 
     source: Path
     picture: Image.Image
     share: float
-    guess: int
-    confidence: float
+    guess: int = 0
+    confidence: float = 0.0
     name: str | None = None
+    found: str | None = None
 
     @property
     def caption(self) -> str:
         """In words."""
         guess = self.guess if self.name is None else self.name
-        return f"{self.source.name}: {self.share:.0%} of the dense MACs, class {guess} at {self.confidence:.0%}"
+        found = f"class {guess} at {self.confidence:.0%}" if self.found is None else self.found
+        return f"{self.source.name}: {self.share:.0%} of the dense MACs, {found}"
 
 
 def visualize(
     target: Target, paths: Sequence[Path], *, ema: bool = False, layers: Sequence[int] | None = None
 ) -> list[Overlay]:
-    """Draw how a model routes images.
+    """Draw how a model routes images; of a detector or segmenter also what it finds.
 
     Args:
         target: the model, its weights and the recipe whose evaluation the images are prepared as.
@@ -88,6 +91,10 @@ def visualize(
     Raises:
         UserError: weights that do not fit, a model without routers, or images that are none or of another size.
     """
+    if target.config.task != "classification":
+        from dge_recipes.visualize_dense import draw_found  # with libraries that the rest does without
+
+        return draw_found(target, paths, ema=ema, layers=layers)
     source = str(target.weights or target.config.model.name)
     model = open_recipe(target.config.model, source, ema=ema)
     check_recipe_classes(target.config, output_names(model), source)
