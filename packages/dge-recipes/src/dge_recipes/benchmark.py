@@ -21,18 +21,26 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
 import dge_models
 from dge_models import Router
 from dge_recipes.checkpoints.atomic_files import write_text
+from dge_recipes.checkpoints.stored_classes import stored_classes
 from dge_recipes.config import ModelConfig
 from dge_recipes.errors import UserError
 from dge_recipes.evaluation.speed import time_forwards
-from dge_recipes.models import create_model, is_routed, load_weights
+from dge_recipes.evaluation.target import Target
+from dge_recipes.models import create_model, is_routed, load_weights, routed_part
 from dge_recipes.plots import draw_curves
+from dge_recipes.tasks import task_of
 
-__all__ = ["Measurement", "Pair", "benchmark_table", "build_pair", "main", "measure", "speedups", "write_report"]
+__all__ = ["Measurement", "Pair", "benchmark_table", "build_pair", "build_task_pair", "main", "measure"]
+__all__ += ["speedups", "write_report"]
+
+
+_COUNTED = 8  # images that say what a trained detector or segmenter spends
 
 
 @dataclass(frozen=True)
@@ -41,13 +49,13 @@ class Pair:
 
     Attributes:
         models: ``dense`` and ``DGE``.
-        images: makes a batch of noise of the given size, alone in a list.
+        images: makes a batch of the given size, of noise or held-out images, alone in a list.
         mac_ratio: mean MACs of the DGE model over the dense one's, on such images.
         routing: where the routing comes from, for the report.
     """
 
     models: dict[str, nn.Module]
-    images: Callable[[int], list[Tensor]]
+    images: Callable[[int], list[Any]]
     mac_ratio: float
     routing: str
 
@@ -104,6 +112,44 @@ def build_pair(dge: str, dense: str, checkpoint: str | None, ratio: float | None
     return Pair(models, images, dynamic / static, routing)
 
 
+def build_task_pair(target: Target, device: torch.device) -> Pair:
+    """A trained detector or segmenter, and the same with a backbone that computes every query.
+
+    Args:
+        target: its recipe, whose held-out images are the batches, and its weights.
+        device: to run on.
+
+    Raises:
+        UserError: data that are not there, weights that do not fit, a backbone without routers, or more images asked
+            for than there are.
+    """
+    from dge_recipes.dense import forward_counted  # with libraries that the rest does without
+
+    task, config, weights = task_of(target.config), target.config, target.find_weights()
+    classes = None if weights is None else stored_classes(weights[0])
+    held_out = task.build_held_out(config, classes, f"the weights {target.weights} know")
+    model = task.build_model(config, held_out.num_classes, held_out.image_shape, init=False)
+    if weights is not None:
+        load_weights(model, str(weights[0]), ema=weights[1])
+    if not is_routed(routed_part(model)):
+        raise UserError(f"--checkpoint {target.weights}: its backbone {config.model.name} has no routers")
+    model = model.to(device).eval()
+    models = {"dense": dge_models.dense_copy(model), "DGE": model}
+    data_set = held_out.loader.dataset
+
+    def images(batch: int) -> list[Any]:
+        found = task.first_images(data_set, batch)
+        if len(found) < batch:
+            raise UserError(f"--batches {batch}: expected at most {len(found)}, held-out images of one shape")
+        return [send_to_device(found, device)]
+
+    with torch.inference_mode():
+        _, macs = forward_counted(model, send_to_device(task.first_images(data_set, _COUNTED), device))
+    beside = macs.neck + macs.head
+    ratio = (float(macs.backbone.mean()) + beside) / (macs.static_backbone + beside)
+    return Pair(models, images, ratio, f"as {target.weights} has it, on the first held-out images")
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One model, one way to run it, one batch size.
@@ -128,7 +174,7 @@ class Measurement:
 
 def measure(
     models: dict[str, nn.Module],
-    images: Callable[[int], Sequence[Tensor]],
+    images: Callable[[int], Sequence[Any]],
     batches: Sequence[int],
     *,
     backend: str | None,
@@ -139,7 +185,8 @@ def measure(
 
     Args:
         models: by name, in evaluation mode on their device.
-        images: makes batches [B, C, H, W] of the given size on that device, which are taken in turn.
+        images: makes batches [B, C, H, W], or lists of images, of the given size on that device, which are taken in
+            turn.
         batches: images per forward.
         backend: also time the models compiled by this backend of torch.compile; None: eager alone.
         rounds: timed forwards of each.
@@ -165,8 +212,8 @@ def measure(
     return found
 
 
-def _precision(images: Tensor, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    return nullcontext() if dtype is torch.float32 else torch.autocast(images.device.type, dtype)
+def _precision(images: Sequence[Tensor] | Tensor, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is torch.float32 else torch.autocast(images[0].device.type, dtype)
 
 
 def _compiling() -> AbstractContextManager[Any]:
@@ -174,16 +221,17 @@ def _compiling() -> AbstractContextManager[Any]:
     return torch._dynamo.config.patch(recompile_limit=1000, fail_on_recompile_limit_hit=True)  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
 
 
-def _memory(model: nn.Module, images: Tensor) -> float | None:
-    if images.device.type != "cuda":
+def _memory(model: nn.Module, images: Sequence[Tensor] | Tensor) -> float | None:
+    device = images[0].device
+    if device.type != "cuda":
         return None
     with torch.inference_mode():
         model(images)  # compilation and workspaces are not the model's need
-        torch.cuda.reset_peak_memory_stats(images.device)
-        before = torch.cuda.memory_allocated(images.device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         model(images)
-        torch.cuda.synchronize(images.device)
-    return round((torch.cuda.max_memory_allocated(images.device) - before) / 2**20, 1)
+        torch.cuda.synchronize(device)
+    return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
 
 
 def speedups(measurements: Sequence[Measurement]) -> dict[tuple[int, str], float]:

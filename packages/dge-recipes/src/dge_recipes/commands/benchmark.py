@@ -4,11 +4,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dge_recipes.cli import check_target, comma_list, command_parser, run_command
 from dge_recipes.commands.peers import run_peers
 from dge_recipes.errors import UserError
+
+if TYPE_CHECKING:
+    from dge_recipes.evaluation.target import Target
 
 __all__ = ["main"]
 
@@ -21,6 +24,8 @@ beside the one that the MACs imply. Writes benchmark.md, benchmark.json and benc
   dge-benchmark --output results --compile --precision bf16
                                                           also compiled by torch.compile; bfloat16
   dge-benchmark --output results --checkpoint dge.pth     with trained weights and their routing
+  dge-benchmark --output results --checkpoint runs/scenes_detection --batches 1,4
+                                                          a trained detector or segmenter against its dense twin
   dge-benchmark --output results --peers --model local-dir:dinov2 --images photos/ --batches 1,8,32
                                                           what to make a pretrained model cheaper with
 
@@ -90,8 +95,9 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     # Imported late: --help answers at once.
     import torch
 
-    from dge_recipes.benchmark import benchmark_table, build_pair, measure, write_report
+    from dge_recipes.benchmark import benchmark_table, build_pair, build_task_pair, measure, write_report
     from dge_recipes.devices import find_device
+    from dge_recipes.models import display_name
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -103,8 +109,15 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         run_peers(options, batches, dtype, given)
         return
     device = find_device(options.device)
-    model, dense = options.model or _DGE, options.dense or _DENSE
-    pair = build_pair(model, dense, options.checkpoint, options.ratio, device)
+    target = _task_run(options)
+    if target is not None:
+        config = target.config
+        model = f"{config.head.kind} on {display_name(config.model)}"
+        dense = "the same with every query computed"
+        pair = build_task_pair(target, device)
+    else:
+        model, dense = options.model or _DGE, options.dense or _DENSE
+        pair = build_pair(model, dense, options.checkpoint, options.ratio, device)
     backend = options.backend if options.compile else None
     found = measure(pair.models, pair.images, batches, backend=backend, rounds=options.rounds, dtype=dtype)
     facts: dict[str, Any] = {
@@ -120,3 +133,20 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
     }
     write_report(options.output, found, facts)
     print(benchmark_table(found, facts))
+
+
+def _task_run(options: argparse.Namespace) -> "Target | None":
+    """The run that --checkpoint means, where it is of detection or segmentation."""
+    from dge_recipes.checkpoints import run_config
+    from dge_recipes.config import load_config
+    from dge_recipes.evaluation.target import find_target
+
+    recorded = None if options.checkpoint is None else run_config(options.checkpoint)
+    if recorded is None or load_config(str(recorded)).task == "classification":
+        return None
+    for name in ("model", "dense", "ratio"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name}: is not for {options.checkpoint}, a run that knows its model and its twin")
+    if options.compile:
+        raise UserError(f"--compile: is not for {options.checkpoint}, whose sizes depend on what it finds")
+    return find_target(options.checkpoint, None, ())
