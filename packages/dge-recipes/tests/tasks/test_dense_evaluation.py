@@ -98,6 +98,16 @@ def test_speed_is_that_beside_the_dense_twin(trained: Path, tmp_path: Path, caps
     assert "--ratio: is not for " in capsys.readouterr().err
 
 
+def test_one_run_at_several_budgets(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report, plot = tmp_path / "report.json", tmp_path / "tradeoff.png"
+    assert main([str(trained), "--budget", "0.9,1", "--plot", str(plot), "--json", str(report)]) == 0
+    low, high = json.loads(report.read_text(encoding="utf-8"))["budgets"]
+    assert low["calibrated"] <= 0.93
+    assert low["backbone_mac_ratio"] < high["backbone_mac_ratio"] <= 1
+    assert "| budget | MAC ratio | " in capsys.readouterr().out
+    assert plot.is_file()
+
+
 def test_a_detector_is_no_classifier(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert([str(trained), str(tmp_path / "weights.safetensors")]) == 1
     assert f"{trained} is of task=" in capsys.readouterr().err

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from dense_recipes import dense_config
+from dense_recipes import dense_config, dense_tree
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dge_recipes.config import Config, load_config
+from dge_recipes.config.loading import build_config
+from dge_recipes.dry_run import dry_run
 from dge_recipes.engine.losses import TrainingLosses
 from dge_recipes.engine.reporting import Reporter
 from dge_recipes.errors import UserError
@@ -115,3 +117,26 @@ def test_a_dense_backbone_has_no_budget(tmp_path: Path) -> None:
     summary = train(config)
     assert (summary["mac_ratio"], summary["backbone_mac_ratio"]) == (1.0, 1.0)
     assert {record["budget"] for record in _records(config, "train")} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.shard=true", "train.shard=true is for classification"),
+        ("train.compile=eager", "train.compile: got eager"),
+    ],
+)
+def test_what_is_not_proved_is_refused(tmp_path: Path, override: str, words: str) -> None:
+    config = dense_config("retinanet", tmp_path, override)
+    with pytest.raises(UserError, match=words):
+        task_of(config).build_model(config, 3, (3, 64, 64))
+
+
+@pytest.mark.parametrize(("kind", "data"), [("mask_rcnn", "coco"), ("upernet", "segmentation_folder")])
+def test_absent_data_are_drawn_for_a_dry_run(tmp_path: Path, kind: str, data: str) -> None:
+    tree = dense_tree(kind, tmp_path / "run")
+    tree["data"] = {"name": data, "root": str(tmp_path / "none"), "image_size": 64, "num_classes": 4}
+    facts = dry_run(build_config(tree))
+    assert facts["loss"] > 0
+    assert (facts["images"], list(tmp_path.iterdir())) == ((3, 64, 64), [])
+    assert "drawn scenes of 64 x 64 in 5 classes instead" in facts["replaced"][0]

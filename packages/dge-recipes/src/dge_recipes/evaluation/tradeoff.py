@@ -74,7 +74,7 @@ def evaluate_budgets(
     task, routed = task_of(config), routed_part(model)
     if not is_routed(routed):
         raise UserError(f"--budget needs a model with routers; {config.model.name} has none")
-    batches: list[Tensor] = [batch.to(accelerator.device) for batch in calibration_batches(config)]
+    batches: list[Tensor] = [batch.to(accelerator.device) for batch in task.calibration_batches(config, model)]
     points = []
     for budget in budgets:
         try:

@@ -17,6 +17,7 @@ from dge_recipes.engine.losses import LossModule, build_mixing
 from dge_recipes.evaluation.accuracy import Evaluation, evaluate
 from dge_recipes.evaluation.speed import first_images
 from dge_recipes.evaluation.table import Published, Row, markdown_table
+from dge_recipes.evaluation.tradeoff import calibration_batches
 from dge_recipes.models import build_model
 
 __all__ = ["Classification"]
@@ -89,6 +90,10 @@ class Classification:
     def first_images(self, data_set: Dataset[Any], count: int) -> Tensor:
         """Float32 [<= count, C, H, W]."""
         return first_images(data_set, count)
+
+    def calibration_batches(self, config: Config, model: nn.Module) -> list[Tensor]:
+        """See :func:`dge_recipes.evaluation.tradeoff.calibration_batches`."""
+        return calibration_batches(config)
 
     def stand_in(self, config: Config, num_images: int) -> tuple[DataConfig, str]:
         """Noise of the recipe's size and number of classes."""

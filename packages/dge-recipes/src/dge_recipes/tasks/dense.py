@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from dge_recipes.classes import Classes
 from dge_recipes.config import Config, ScenesData
@@ -20,7 +21,18 @@ from dge_recipes.errors import UserError
 from dge_recipes.evaluation.table import show_macs
 from dge_recipes.tasks.task import TaskEvaluation
 
-__all__ = ["Costs", "CostsOfImages", "DenseEvaluation", "DenseTask", "check_supported", "evaluating", "own_batches"]
+__all__ = [
+    "Costs",
+    "CostsOfImages",
+    "DenseEvaluation",
+    "DenseTask",
+    "check_supported",
+    "evaluating",
+    "own_batches",
+    "spaced_images",
+]
+
+_CALIBRATION = 64
 
 Found = TypeVar("Found", bound=TaskEvaluation)
 
@@ -43,6 +55,14 @@ class DenseTask:
         size = config.data.image_size
         data = ScenesData(name="scenes", image_size=size, num_images=num_images, held_out_images=num_images)
         return data, f"drawn scenes of {size} x {size} in {data.num_classes} classes"
+
+
+def spaced_images(data: Dataset[Any]) -> list[Tensor]:
+    """Evenly spaced images float32 [3, H, W] of a set in the form for evaluation, :data:`_CALIBRATION` at most."""
+    length = len(data)  # type: ignore[arg-type]  # has __len__
+    count = min(_CALIBRATION, length)
+    samples = [data[index * length // count] for index in range(count)]
+    return [image for image, target in samples if bool(target["readable"])]
 
 
 def check_supported(config: Config) -> None:

@@ -1,6 +1,7 @@
 """Detection: boxes, and with Mask R-CNN masks, of the objects in an image."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,7 +14,15 @@ from dge_recipes.data import HeldOutData, TrainingData, build_detection_data, bu
 from dge_recipes.dense import DetectionLosses, build_detector, create_backbone, forward_counted
 from dge_recipes.evaluation.detection import DetectionEvaluation, DetectionResults
 from dge_recipes.evaluation.table import results_table
-from dge_recipes.tasks.dense import CostsOfImages, DenseEvaluation, DenseTask, check_supported, evaluating, own_batches
+from dge_recipes.tasks.dense import (
+    CostsOfImages,
+    DenseEvaluation,
+    DenseTask,
+    check_supported,
+    evaluating,
+    own_batches,
+    spaced_images,
+)
 
 __all__ = ["Detection"]
 
@@ -93,6 +102,13 @@ class Detection(DenseTask):
         """The average precisions, and below the costs of the parts."""
         scores = results_table(model, self.figures(evaluation), evaluation.macs, speed)
         return f"{scores}\n\n{evaluation.costs.table()}"
+
+    def calibration_batches(self, config: Config, model: nn.Module) -> list[Tensor]:
+        """Resized and padded as the detector does it."""
+        images = spaced_images(config.data.detection_images("train", None, Path(config.output.dir)).images)
+        detector, size = model, config.eval.batch_size
+        groups = [images[start : start + size] for start in range(0, len(images), size)]
+        return [detector.transform(group)[0].tensors for group in groups]  # type: ignore[operator]
 
     def first_images(self, data_set: Dataset[Any], count: int) -> list[Tensor]:
         """Images float32 [3, H, W] in their own sizes."""

@@ -1,6 +1,7 @@
 """Semantic segmentation: a class for every pixel."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,15 @@ from dge_recipes.data import HeldOutData, TrainingData, build_segmentation_data,
 from dge_recipes.dense import PartMacs, SegmentationLosses, build_segmenter, create_backbone, forward_counted
 from dge_recipes.evaluation.segmentation import SegmentationEvaluation, SegmentationResults
 from dge_recipes.evaluation.table import results_table
-from dge_recipes.tasks.dense import CostsOfImages, DenseEvaluation, DenseTask, check_supported, evaluating, own_batches
+from dge_recipes.tasks.dense import (
+    CostsOfImages,
+    DenseEvaluation,
+    DenseTask,
+    check_supported,
+    evaluating,
+    own_batches,
+    spaced_images,
+)
 
 __all__ = ["Segmentation"]
 
@@ -90,6 +99,14 @@ class Segmentation(DenseTask):
         """The two means, and below the costs of the parts."""
         scores = results_table(model, self.figures(evaluation), evaluation.macs, speed)
         return f"{scores}\n\n{evaluation.costs.table()}"
+
+    def calibration_batches(self, config: Config, model: nn.Module) -> list[Tensor]:
+        """One image each, padded as the segmenter does it."""
+        images = spaced_images(config.data.segmentation_images("train", None, Path(config.output.dir)).images)
+        multiple = int(model.multiple)  # type: ignore[arg-type]
+        sizes = [image.shape[-2:] for image in images]
+        rests = [(0, -width % multiple, 0, -height % multiple) for height, width in sizes]
+        return [F.pad(image, rest).unsqueeze(0) for image, rest in zip(images, rests, strict=True)]
 
     def first_images(self, data_set: Dataset[Any], count: int) -> Tensor:
         """Those of the first images that are as large as the very first: float32 [<= count, 3, h, w]."""

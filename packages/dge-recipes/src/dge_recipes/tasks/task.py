@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dge_recipes.classes import Classes
@@ -155,6 +155,16 @@ class Task(Protocol):
 
     def first_images(self, data_set: Dataset[Any], count: int) -> Any:
         """The first images of a held-out set as one batch that the network takes; has a length."""
+
+    def calibration_batches(self, config: Config, model: nn.Module) -> list[Tensor]:
+        """Training images that are not augmented, as the routed part of the network sees them, to set its budget on.
+
+        Returns:
+            Batches float32 [B, C, H, W], on the CPU.
+
+        Raises:
+            UserError: the data are not there.
+        """
 
     def stand_in(self, config: Config, num_images: int) -> tuple[DataConfig, str]:
         """Data made in memory for a dry run where the recipe's are absent, and what they are, in words."""
