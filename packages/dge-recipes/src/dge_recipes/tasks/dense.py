@@ -94,12 +94,17 @@ class Costs:
     neck: float
     head: float
 
+    @property
+    def ratio(self) -> float:
+        """The backbone's MACs over those with every query computed: what ``budget.target`` is about."""
+        return self.backbone / self.static_backbone
+
     def as_dict(self) -> dict[str, float]:
-        """For JSON; the backbone's ratio is what ``budget.target`` is about."""
+        """For JSON."""
         return {
             "backbone_macs": self.backbone,
             "backbone_static_macs": self.static_backbone,
-            "backbone_mac_ratio": self.backbone / self.static_backbone,
+            "backbone_mac_ratio": self.ratio,
             "neck_macs": self.neck,
             "head_macs": self.head,
         }

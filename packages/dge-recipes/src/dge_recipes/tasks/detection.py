@@ -87,14 +87,14 @@ class Detection(DenseTask):
         return DenseEvaluation(found, costs.finish())
 
     def figures(self, evaluation: DenseEvaluation[DetectionEvaluation]) -> dict[str, str]:
-        """Average precisions from 0 to 1."""
+        """Average precisions from 0 to 1, and the backbone's MAC ratio."""
         scores, shown = evaluation.found.as_dict(), {}
         for prefix, kind in (("mask_", "mask "), ("", "")) if self.masks else (("", ""),):
             for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"):
                 value = scores.get(prefix + name)
                 size = {"ap_small": "AP S", "ap_medium": "AP M", "ap_large": "AP L"}.get(name, name.upper())
                 shown[kind + size] = "-" if value is None else f"{value:.3f}"
-        return shown
+        return {**shown, "backbone MACs": f"{evaluation.costs.ratio:.3f}"}
 
     def table(
         self, model: str, evaluation: DenseEvaluation[DetectionEvaluation], speed: float | None, published: Any = None

@@ -85,9 +85,10 @@ class Segmentation(DenseTask):
         return DenseEvaluation(found, costs.finish())
 
     def figures(self, evaluation: DenseEvaluation[SegmentationEvaluation]) -> dict[str, str]:
-        """Means from 0 to 1."""
+        """Means from 0 to 1, and the backbone's MAC ratio."""
         found = evaluation.found
-        return {"mIoU": f"{found.miou:.4f}", "pixel accuracy": f"{found.pixel_accuracy:.4f}"}
+        ratio = f"{evaluation.costs.ratio:.3f}"
+        return {"mIoU": f"{found.miou:.4f}", "pixel accuracy": f"{found.pixel_accuracy:.4f}", "backbone MACs": ratio}
 
     def table(
         self,
