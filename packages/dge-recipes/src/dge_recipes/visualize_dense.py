@@ -12,6 +12,7 @@ from torchvision.transforms.v2 import functional
 import dge_models
 from dge_models import RoutedModel, Router, Routing
 from dge_recipes.checkpoints.stored_classes import stored_classes
+from dge_recipes.classes import Classes
 from dge_recipes.config import Config
 from dge_recipes.data.decoding import decode, in_one_line, naming
 from dge_recipes.data.pixels import as_seen
@@ -45,9 +46,13 @@ def draw_found(
             a file that is no image.
     """
     config, weights = target.config, target.find_weights(ema=ema)
-    classes = None if weights is None else stored_classes(weights[0])
-    if weights is None or classes is None:
-        raise UserError(f"{target.weights or config.model.name} holds no trained weights of task={config.task}")
+    if weights is None:
+        raise UserError(f"{config.model.name} holds no trained weights of task={config.task}")
+    # Weights whose classes have no names do not say how many there are; the recipe of such data does.
+    count: int | None = getattr(config.data, "num_classes", None)
+    classes = stored_classes(weights[0]) or (None if count is None else Classes(count))
+    if classes is None:
+        raise UserError(f"{target.weights} does not say its classes; expected data.num_classes in the recipe")
     size = config.data.image_size
     model = task_of(config).build_model(config, classes.count, (3, size, size), init=False)
     load_weights(model, str(weights[0]), ema=weights[1])

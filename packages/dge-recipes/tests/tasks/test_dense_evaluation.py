@@ -111,3 +111,6 @@ def test_one_run_at_several_budgets(trained: Path, tmp_path: Path, capsys: pytes
 def test_a_detector_is_no_classifier(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert convert([str(trained), str(tmp_path / "weights.safetensors")]) == 1
     assert f"{trained} is of task=" in capsys.readouterr().err
+    recipe = str(trained / "config.yaml")
+    assert main(["deit_tiny_patch16_224", "--config", recipe]) == 1
+    assert f"{recipe} is of task=" in capsys.readouterr().err

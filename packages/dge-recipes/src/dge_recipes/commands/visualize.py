@@ -20,6 +20,9 @@ Draw over images which regions a DGE model gives many queries (orange) and which
   dge-visualize cat.jpg --checkpoint runs/x --layers 1,6,12 --output pictures
                                                           three of the layers
 
+Of a detector or segmenter the picture shows what it found: boxes and masks, or the class of every pixel, and beside
+it the mean over the layers.
+
 index.html holds its pictures inside: the one file can be sent or published as it is.
 """
 

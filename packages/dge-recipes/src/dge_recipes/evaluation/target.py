@@ -11,7 +11,7 @@ from timm.data.config import resolve_data_config
 from dge_recipes.checkpoints import run_config, weights_file
 from dge_recipes.checkpoints.stored_classes import stored_model
 from dge_recipes.classes import Classes
-from dge_recipes.config import Config, ImageData, list_configs, load_config
+from dge_recipes.config import Config, ImageData, list_configs, load_config, need_classification
 from dge_recipes.errors import UserError
 from dge_recipes.models import output_names
 
@@ -84,7 +84,7 @@ def _recipe_of_file(source: str) -> str:
 
 def _timm_target(source: str, recipe: str | None, overrides: Sequence[str]) -> Target:
     """Timm's weights, evaluated with the preprocessing that they were trained for."""
-    config = load_config(recipe or _TIMM_BASE, overrides)
+    config = need_classification(load_config(recipe or _TIMM_BASE, overrides), recipe or _TIMM_BASE)
     settings = {"name": source, "kwargs": {"pretrained": True}, "init_from": None, "convert": None}
     try:
         model: Any = timm.create_model(source, pretrained=False)
