@@ -10,7 +10,7 @@ from sample_images import add, picture, write_folder, write_json
 
 from dge_recipes.classes import Classes
 from dge_recipes.config import load_config
-from dge_recipes.data.identity import DataIdentity, identify, tell_changes
+from dge_recipes.data.identity import DataIdentity, identify, identify_images, tell_changes
 from dge_recipes.data.image_sets import plain_images, training_images
 
 
@@ -46,6 +46,21 @@ def test_of_entries() -> None:
     for other in (entries[::-1], entries[:2], [*entries, ("b/3", 2)], [("a/1", 2), *entries[1:]]):
         assert identify(other, one.classes).digest != one.digest
     assert identify([("strange_\udcff", 0)], Classes(1)).num_images == 1  # bytes in a file's name that are no text
+
+
+def test_of_images_with_any_number_of_classes() -> None:
+    classes = Classes(3, ("a", "b", "c"))
+    entries = [("1", (0, 2)), ("2", ()), ("3", (2,))]
+    before = identify_images(entries, classes)
+    assert (before.num_images, [count for count, _ in before.by_class]) == (3, [1, 0, 2])
+    assert DataIdentity.from_dict(before.as_dict()) == before
+    others = [entries[::-1], [*entries, ("4", ())], [("1", (0, 1)), *entries[1:]], [("5", (0, 2)), *entries[1:]]]
+    found = [identify_images(other, classes) for other in others]
+    assert len({each.digest for each in (before, *found)}) == 5
+    assert tell_changes(before, found[1]) == "there were 3 images and are 4"
+    assert tell_changes(before, found[2]) == "class b had 0 images and has 1, class c had 2 images and has 1"
+    unseen = [identify_images([(name, ())], classes) for name in "12"]
+    assert tell_changes(*unseen) == "the images are others, or come in another order"
 
 
 def test_changes_in_words() -> None:

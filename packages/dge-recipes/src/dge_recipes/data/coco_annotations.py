@@ -1,10 +1,12 @@
 """Reads a JSON file of COCO's format into arrays: millions of small Python objects would be copied by every worker."""
 
+import gc
 import hashlib
 import json
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,12 @@ class CocoAnnotations:
         self, file: Path, folder: Path, *, training: bool, drop_empty: bool = False, segmentations: bool = False
     ) -> None:
         self._file, self._folder = file, folder
-        content = _read(file)
+        with _no_collection():
+            self._take(_read(file), training, drop_empty, segmentations)
+
+    def _take(self, content: dict[str, list[Any]], training: bool, drop_empty: bool, segmentations: bool) -> None:
+        """Turn the lists of the file into arrays."""
+        file = self._file
         categories = self._by_id(content["categories"], "categories", {"name": str})
         self.classes = [category["name"] for category in categories.values()]
         for name in self.classes:
@@ -223,6 +230,18 @@ class CocoAnnotations:
 
 
 _KINDS = {str: "a text", int: "a whole number from 1"}
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Inside ``with``, Python does not look for garbage, which takes as long as reading millions of objects."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read(file: Path) -> dict[str, list[Any]]:

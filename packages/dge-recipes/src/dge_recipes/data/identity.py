@@ -118,7 +118,7 @@ def tell_changes(before: DataIdentity, now: DataIdentity) -> str:
         return f"there were {before.num_images} images and are {now.num_images}"
     if not told:
         classified = sum(count for count, _ in now.by_class) >= now.num_images
-        return "the images come in another order" if classified else "images are others, or come in another order"
+        return "the images come in another order" if classified else "the images are others, or come in another order"
     more = f", and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     return f"{', '.join(told[:_SHOWN])}{more}"
 
