@@ -1,14 +1,13 @@
 """Average precision: pycocotools' to 1e-6, with crowds, areas of the annotations, empty images and many detections."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from coco_by_hand import scores_by_hand
 from coco_folder import write_coco
 from torch import Tensor
 
@@ -61,39 +60,6 @@ def _predict(target: Mapping[str, Tensor], generator: torch.Generator, most: int
     }
 
 
-def _by_hand(root: Path, predictions: list[dict[str, Tensor]], kind: str) -> list[float]:
-    """COCO's six scores as its own tools compute them from two files."""
-    pytest.importorskip("pycocotools")
-    from pycocotools import mask as mask_tools
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    truth = COCO(str(root / "annotations" / "instances_val2017.json"))
-    images, categories, found = sorted(truth.imgs), sorted(truth.cats), []
-    for image, prediction in zip(images, predictions, strict=True):
-        columns = (prediction[name] for name in ("boxes", "labels", "scores", "masks"))
-        for box, label, score, mask in zip(*columns, strict=True):
-            left, top, right, bottom = box.tolist()
-            runs = mask_tools.encode(np.asfortranarray(mask[0].numpy().astype(np.uint8)))
-            found.append(
-                {
-                    **{"image_id": image, "category_id": categories[int(label) - 1], "score": float(score)},
-                    **(
-                        {"bbox": [left, top, right - left, bottom - top]}
-                        if kind == "bbox"
-                        else {"segmentation": {"size": runs["size"], "counts": runs["counts"].decode()}}
-                    ),
-                }
-            )
-    file = root / f"{kind}.json"
-    file.write_text(json.dumps(found), encoding="utf-8")
-    evaluation = COCOeval(truth, truth.loadRes(str(file)), kind)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    return [float(value) for value in evaluation.stats[:6]]
-
-
 @pytest.mark.parametrize(("side", "most"), [(320, 20), (96, 300)])
 def test_scores_are_those_of_pycocotools(tmp_path: Path, side: int, most: int) -> None:
     targets = _write(tmp_path, side)
@@ -104,7 +70,7 @@ def test_scores_are_those_of_pycocotools(tmp_path: Path, side: int, most: int) -
     assert sum(int(target["iscrowd"].sum()) for target in targets) == 1
     scores = detection_scores(predictions, targets, masks=True)
     for kind, prefix in (("bbox", ""), ("segm", "mask_")):
-        expected = _by_hand(tmp_path, predictions, kind)
+        expected = scores_by_hand(tmp_path, predictions, kind)
         assert (min(expected) > 0) == (side > 100)  # there are objects of every size
         assert [scores[prefix + name] or -1.0 for name in NAMES] == pytest.approx(
             [each or -1.0 for each in expected], abs=1e-6

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dge_recipes.data.decoding import decode
+from dge_recipes.data.image_files import LeftOut
 from dge_recipes.errors import UserError
 
 __all__ = ["CocoAnnotations", "CocoObjects"]
@@ -57,6 +58,7 @@ class CocoAnnotations:
     Attributes:
         classes: names of the categories, by ascending id.
         cleaned: what was cleaned, in words, and how many of it.
+        left_out: nothing: which of the folder's images are used, the file says.
 
     Raises:
         UserError: a file is missing, the JSON is none or not of this format, or there is no image.
@@ -65,7 +67,7 @@ class CocoAnnotations:
     def __init__(
         self, file: Path, folder: Path, *, training: bool, drop_empty: bool = False, segmentations: bool = False
     ) -> None:
-        self._file, self._folder = file, folder
+        self._file, self._folder, self.left_out = file, folder, LeftOut()
         with _no_collection():
             self._take(_read(file), training, drop_empty, segmentations)
 
