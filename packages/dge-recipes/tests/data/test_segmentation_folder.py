@@ -133,7 +133,7 @@ def test_augmentation_follows_from_the_place_in_the_run(root: Path) -> None:
 
 
 def test_crops_of_a_single_class_are_drawn_anew(root: Path) -> None:
-    keys: dict[str, Any] = {"scale": (4.0, 4.0), "photometric": False}
+    keys: dict[str, Any] = {"size_range": (4.0, 4.0), "photometric": False}
     shares = []
     for share in (0.6, 1.0):
         images = _open(root, "train", 0, max_class_share=share, **keys).images
@@ -203,7 +203,7 @@ def test_mistakes_name_the_file(root: Path) -> None:
     ("keys", "words"),
     [
         ({"num_classes": None}, "got null; expected a number, or the file of the names in data.class_names"),
-        ({"scale": (2.0, 1.0)}, r"data.scale: got \[2.0, 1.0\], expected the smaller size first"),
+        ({"size_range": (2.0, 1.0)}, r"data.size_range: got \[2.0, 1.0\], expected the smaller size first"),
         ({"num_classes": 256}, "less than or equal to 255"),
     ],
 )

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DigitsData", "RandomData", "ScenesData", "ShapesData"]
 
+_IMAGE_SIZE = (
+    "side of the square image, in pixels; coco: short side that detectors resize to; segmentation_folder: side of the "
+    "training crop, and short side in evaluation, where the long side is at most four times as long"
+)
 _NUM_CLASSES = "classes; for files, how many there must be, null: any"
 _NUM_IMAGES = (
     "training images (shapes, scenes: per epoch, and every epoch draws new ones), and held-out ones of random data"
@@ -25,7 +29,7 @@ class DigitsData(DataSection):
     channels: ClassVar[int] = 1
 
     name: Literal["digits"]
-    image_size: Count = Field(default=48, description="side of the square image, in pixels")
+    image_size: Count = Field(default=48, description=_IMAGE_SIZE)
     digit_size: Positive = Field(default=24.0, description="side of the square that the digit fills, in pixels")
     shift: NonNegative = Field(default=3.0, description="training: largest random shift, in pixels")
     scale: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -45,7 +49,7 @@ class RandomData(DataSection):
     """Noise with random labels, prepared in memory: for timing the training loop, and for dry runs."""
 
     name: Literal["random"]
-    image_size: Count = Field(default=256, description="side of the square image, in pixels")
+    image_size: Count = Field(default=256, description=_IMAGE_SIZE)
     channels: Count = Field(default=3, description="channels of the images (random data)")
     num_classes: Count = Field(default=1000, description=_NUM_CLASSES)
     num_images: Count = Field(default=1024, description=_NUM_IMAGES)
@@ -64,7 +68,7 @@ class ShapesData(DataSection):
     channels: ClassVar[int] = 3
 
     name: Literal["shapes"]
-    image_size: Annotated[int, Field(ge=16)] = Field(default=256, description="side of the square image, in pixels")
+    image_size: Annotated[int, Field(ge=16)] = Field(default=256, description=_IMAGE_SIZE)
     num_classes: Annotated[int, Field(ge=1, le=100)] = Field(default=100, description=_NUM_CLASSES)
     num_images: Count = Field(default=100_000, description=_NUM_IMAGES)
     held_out_images: Count = Field(default=10_000, description="held-out images (shapes, scenes)")
@@ -88,7 +92,7 @@ class ScenesData(DataSection):
     tasks: ClassVar[tuple[str, ...]] = ("detection", "segmentation")
 
     name: Literal["scenes"]
-    image_size: Annotated[int, Field(ge=32)] = Field(default=128, description="side of the square image, in pixels")
+    image_size: Annotated[int, Field(ge=32)] = Field(default=128, description=_IMAGE_SIZE)
     num_classes: Annotated[int, Field(ge=1, le=10)] = Field(default=5, description=_NUM_CLASSES)
     num_images: Count = Field(default=2000, description=_NUM_IMAGES)
     held_out_images: Count = Field(default=500, description="held-out images (shapes, scenes)")

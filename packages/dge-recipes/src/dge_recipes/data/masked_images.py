@@ -115,7 +115,7 @@ class TrainingMasks(_Masks):
         """
         _, (image, mask) = self.next_readable(draw.image, self._pair)
         with isolated_seed(derive_seed(self.seed, "augment", draw.epoch, draw.position)):
-            scale = float(torch.empty(1).uniform_(*self.config.scale))
+            scale = float(torch.empty(1).uniform_(*self.config.size_range))
             size = self._size(image, scale)
             image, mask = functional.resize(image, size, antialias=True), functional.resize(mask, size)
             window = self._window(mask)

@@ -57,7 +57,7 @@ class SegmentationFolderData(PhotographData):
         default=False,
         description="masks count classes from 1, and 0 is ignored, as in ADE20K (segmentation_folder)",
     )
-    scale: tuple[Positive, Positive] = Field(
+    size_range: tuple[Positive, Positive] = Field(
         default=(0.5, 2.0),
         strict=False,
         description="training: range of the random size before the crop, over that of evaluation (segmentation_folder)",
@@ -78,8 +78,8 @@ class SegmentationFolderData(PhotographData):
             raise ValueError(
                 "data.num_classes: got null; expected a number, or the file of the names in data.class_names"
             )
-        if self.scale[0] > self.scale[1]:
-            raise ValueError(f"data.scale: got {list(self.scale)}, expected the smaller size first")
+        if self.size_range[0] > self.size_range[1]:
+            raise ValueError(f"data.size_range: got {list(self.size_range)}, expected the smaller size first")
         return self
 
     def segmentation_images(self, part: Part, seed: int | None, folder: Path) -> "ImageSet":
