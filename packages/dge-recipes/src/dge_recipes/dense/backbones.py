@@ -95,7 +95,7 @@ class _ViTMaps(SimpleFeaturePyramid):
 def own_strides(model: Any) -> tuple[int, ...]:
     """Strides of a pyramid's stages; of a vision transformer those of ViTDet: a quarter, a half, 1 and 2 patches."""
     if _patch_side(model) is None:
-        return tuple(info["reduction"] for info in model.feature_info)
+        return tuple(info["reduction"] for info in getattr(model, "feature_info", ()))
     return tuple(int(_patch_side(model) * scale) for scale in (0.25, 0.5, 1, 2))  # type: ignore[operator]
 
 

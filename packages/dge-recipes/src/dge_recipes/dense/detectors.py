@@ -19,11 +19,12 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
+from dge_models import SimpleFeaturePyramid
 from dge_recipes.config.head import DETECTORS, HeadConfig
-from dge_recipes.dense.backbones import Maps, build_maps
+from dge_recipes.dense.backbones import Maps, build_maps, own_strides
 from dge_recipes.errors import UserError
 
-__all__ = ["MOST_PROPOSALS", "FPNBackbone", "build_detector"]
+__all__ = ["MOST_PROPOSALS", "ExtendedPyramid", "FPNBackbone", "build_detector"]
 
 MOST_PROPOSALS = 1000
 """Proposals of an image that a two-stage detector looks at in evaluation, at most (torchvision's own number)."""
@@ -55,6 +56,28 @@ class FPNBackbone(nn.Module):
         return maps
 
 
+class ExtendedPyramid(nn.Module):
+    """A simple feature pyramid with coarser maps above it.
+
+    Args:
+        body: the pyramid.
+        extra: torchvision's, makes the coarser maps from the coarsest one.
+
+    Attributes:
+        out_channels: of every map.
+    """
+
+    def __init__(self, body: SimpleFeaturePyramid, extra: ExtraFPNBlock) -> None:
+        super().__init__()
+        self.body, self.extra, self.out_channels = body, extra, body.out_channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Maps float [B, out_channels, h, w] of images [B, 3, H, W], finest first."""
+        named = self.body(images)
+        maps, names = self.extra(list(named.values()), list(named.values()), list(named))
+        return OrderedDict(zip(names, maps, strict=True))
+
+
 def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, image_size: int | None = None) -> nn.Module:
     """A detector of torchvision.
 
@@ -63,9 +86,9 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
 
     Args:
         backbone: from :func:`~dge_recipes.dense.backbones.create_backbone`; it becomes part of the detector. A pyramid
-            gets a FeaturePyramidNetwork, and above its last stage what the detector's authors put there: two
-            convolutions for RetinaNet (P6 and P7), a subsampled map for the others. A vision transformer gets a
-            simple feature pyramid of all strides.
+            gets a FeaturePyramidNetwork, a vision transformer a simple feature pyramid. Above the last stage, or two
+            patches, comes what the detector's authors put there: two convolutions for RetinaNet (P6 and P7), a
+            subsampled map for the others.
         head: the ``head`` section, of a detector's kind.
         num_classes: kinds of objects, background not among them.
         image_size: what ``head.short_side`` and ``head.long_side`` are where they are None.
@@ -141,9 +164,7 @@ def _with_neck(
     backbone: nn.Module, head: HeadConfig, strides: Sequence[int], *, retinanet: bool
 ) -> tuple[nn.Module, int]:
     """The backbone with its neck, and how many of its maps are no extra ones."""
-    if hasattr(backbone, "patch_embed"):
-        return build_maps(backbone, strides, head.channels, head.frozen_stages), len(strides)
-    last = max((info["reduction"] for info in getattr(backbone, "feature_info", [])), default=0)
+    last = max(own_strides(backbone), default=0)
     own = [stride for stride in strides if stride <= last]
     wanted = len(strides) - len(own)
     allowed = (0, 2) if retinanet else (0, 1)
@@ -156,6 +177,8 @@ def _with_neck(
     extra: ExtraFPNBlock | None = None
     if wanted:
         extra = LastLevelP6P7(maps.channels[-1], head.channels) if retinanet else LastLevelMaxPool()
+    if isinstance(maps, SimpleFeaturePyramid):
+        return (maps if extra is None else ExtendedPyramid(maps, extra)), len(own)
     fpn = FeaturePyramidNetwork(maps.channels, head.channels, extra, norm_layer=_norm(head))
     return FPNBackbone(maps, fpn, head.channels), len(own)
 

@@ -14,7 +14,7 @@ from torchvision.models.detection import RetinaNet
 import dge_models
 from dge_models import Routing, SimpleFeaturePyramid
 from dge_recipes.dense.backbones import routed_backbone
-from dge_recipes.dense.detectors import MOST_PROPOSALS, FPNBackbone
+from dge_recipes.dense.detectors import MOST_PROPOSALS, ExtendedPyramid, FPNBackbone
 from dge_recipes.dense.segmenters import Segmenter
 
 __all__ = ["PartMacs", "forward_counted"]
@@ -116,6 +116,10 @@ def _count_neck_and_head(network: Any, size: tuple[int, int]) -> tuple[float, fl
 
 def _maps(backbone: Any, size: tuple[int, int]) -> tuple[list[Tensor], float]:
     """Maps without values of one image, and the MACs from the backbone's tokens or stages to them."""
+    if isinstance(backbone, ExtendedPyramid):
+        maps, neck = _maps(backbone.body, size)
+        (maps, _), above = _run(backbone.extra, list(maps), list(maps), [str(index) for index in range(len(maps))])
+        return maps, neck + above
     if isinstance(backbone, SimpleFeaturePyramid):
         sides = backbone.backbone.patch_embed.patch_size
         rows, cols = (-(-length // side) for length, side in zip(size, sides, strict=True))
@@ -133,11 +137,11 @@ def _maps(backbone: Any, size: tuple[int, int]) -> tuple[list[Tensor], float]:
     return list(named.values()), macs
 
 
-def _run(module: nn.Module, inputs: Any) -> tuple[Any, float]:
+def _run(module: nn.Module, *inputs: Any) -> tuple[Any, float]:
     """What a module makes of tensors without values, and its multiply-accumulates."""
     state = {name: torch.empty_like(each, device="meta") for name, each in _state(module)}
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output = torch.func.functional_call(module, state, (inputs,))
+        output = torch.func.functional_call(module, state, inputs)
     return output, counter.get_total_flops() / 2
 
 
