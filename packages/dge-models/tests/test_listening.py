@@ -7,7 +7,8 @@ import torch
 from small_models import Build
 from torch import nn
 
-from dge_models.listening import listeners, listening_to
+from dge_models import listening
+from dge_models.listening import heard_by
 from dge_models.routed import routed_blocks
 
 
@@ -25,33 +26,39 @@ class Ear:
 
 def test_only_those_who_want_a_block_in_this_thread_are_told(small: Build) -> None:
     model, images = small(), torch.randn(1, 3, 32, 32)
-    first, second, _ = routed_blocks(model)
-    ear, others = Ear(second), []
-    token = listeners.set((ear,))
-    try:
-        assert listening_to(second) == (ear,)
-        assert listening_to(first) == ()
-        thread = threading.Thread(target=lambda: others.append(listening_to(second)))
-        thread.start()
-        thread.join()
-        expected = model.forward_routed(images)[1][1]
-        assert model(images).shape == (1, 7)
-    finally:
-        listeners.reset(token)
-    model(images)
-    assert others == [()]
-    assert [block for block, _ in ear.heard] == [second, second]
-    assert all(torch.equal(routing.choice, expected.choice) for _, routing in ear.heard)
+    blocks = routed_blocks(model)
+    ear, other = Ear(blocks[1]), Ear(blocks[2])
+    with torch.no_grad():
+        expected = model.forward_routed(images)[1]
+        with heard_by(ear):
+            thread = threading.Thread(target=torch.inference_mode()(model), args=(images,))
+            thread.start()
+            thread.join()
+            assert ear.heard == []
+            assert model(images).shape == (1, 7)
+            with heard_by(other):
+                model(images)
+            assert listening.in_use
+        model(images)
+    assert not listening.in_use
+    assert [block for block, _ in ear.heard] == [blocks[1]] * 2
+    assert [block for block, _ in other.heard] == [blocks[2]]
+    assert all(torch.equal(routing.choice, expected[1].choice) for _, routing in ear.heard)
 
 
 def test_a_backward_pass_is_not_listened_to(small: Build) -> None:
-    block, seen = routed_blocks(small())[0], []
-    token = listeners.set((Ear(block),))
-    try:
+    model, images = small(), torch.randn(1, 3, 32, 32)
+    block = routed_blocks(model)[0]
+    ear, ran = Ear(block), []
+
+    def run(gradient: Any) -> None:
+        with torch.no_grad():
+            ran.append(model(images))
+
+    with heard_by(ear):
         x = torch.ones(1, requires_grad=True)
         y = x * 2
-        y.register_hook(lambda _: seen.append(listening_to(block)))
+        y.register_hook(run)
         y.sum().backward()
-    finally:
-        listeners.reset(token)
-    assert seen == [()]
+    assert len(ran) == 1
+    assert ear.heard == []

@@ -30,6 +30,7 @@ from dge_models.macs import MacCount, count_from_routings, count_macs
 from dge_models.merge_tokens import MergeSetting, merge_tokens, set_merge_counts
 from dge_models.merged import MergedVisionTransformer, MergedVisionTransformerDistilled
 from dge_models.merging_trace import MergingTrace
+from dge_models.padding import PaddingHandle, follow_padding, padded
 from dge_models.pvt import DGEPyramidVisionTransformer, PyramidVisionTransformer
 from dge_models.random_budget import RandomBudget
 from dge_models.routed import RoutedModel
@@ -67,6 +68,7 @@ __all__ = [
     "MergedVisionTransformer",
     "MergedVisionTransformerDistilled",
     "MergingTrace",
+    "PaddingHandle",
     "PyramidVisionTransformer",
     "RandomBudget",
     "RoutedModel",
@@ -97,6 +99,7 @@ __all__ = [
     "find_routed",
     "fit_routers",
     "fix_shapes",
+    "follow_padding",
     "from_timm",
     "gumbel_noise",
     "load_checkpoint",
@@ -105,6 +108,7 @@ __all__ = [
     "merge_tokens",
     "model_config",
     "open_exported",
+    "padded",
     "push_to_hf_hub",
     "read_checkpoint",
     "save_pretrained",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from dge_models.macs import LayerMacs, ModelMacs, model_macs
-from dge_models.routing import Routing, count_queries
+from dge_models.routing import Routing, count_queries, query_costs
 
 __all__ = ["BudgetLoss", "BudgetTerm", "cheapest_ratio", "mac_ratio", "routed_macs"]
 
@@ -25,7 +26,10 @@ def routed_macs(model: nn.Module, routings: Sequence[Routing]) -> tuple[ModelMac
 
 
 def mac_ratio(model: nn.Module, routings: Sequence[Routing], *, noiseless: bool = False) -> Tensor:
-    """Mean over images of the whole model's MACs, relative to the MACs with every query computed.
+    """The whole model's MACs of a batch, relative to the MACs with every query computed.
+
+    Where all images have one size it is the mean over images. Of a padded batch, see :func:`dge_models.padded`, it is
+    the mean over all MACs of the images' own tokens: a region counts as much in a small image as in a large one.
 
     Args:
         model: What `routings` come from.
@@ -39,6 +43,8 @@ def mac_ratio(model: nn.Module, routings: Sequence[Routing], *, noiseless: bool 
     Raises:
         ValueError: `routings` are not the model's, or its MACs are not known.
     """
+    if routings and routings[0].real_grids is not None:
+        return _ratio_of_padded(model, routings, noiseless)
     macs, layers = routed_macs(model, routings)
     saved = [
         (layer.num_tokens - (_noiseless_queries(routing) if noiseless else routing.queries).mean())
@@ -48,11 +54,34 @@ def mac_ratio(model: nn.Module, routings: Sequence[Routing], *, noiseless: bool 
     return 1 - torch.stack(saved).sum()
 
 
+def _ratio_of_padded(model: nn.Module, routings: Sequence[Routing], noiseless: bool) -> Tensor:
+    """:func:`mac_ratio` of images of several sizes."""
+    shares, tokens = _shares_per_query(model, routings)
+    queries = torch.stack([_noiseless_queries(routing) if noiseless else routing.queries for routing in routings])
+    return 1 - ((tokens.to(queries) - queries) * shares.to(queries)).sum()
+
+
+def _shares_per_query(model: nn.Module, routings: Sequence[Routing]) -> tuple[Tensor, Tensor]:
+    """What share of the batch's MACs one query is, and the tokens: float64 [L, B] per routed block and image."""
+    images = images_macs(model, routings)
+    static = sum(macs.static for macs, _ in images)
+    per_query = [[layer.per_query / static for layer in layers] for _, layers in images]
+    tokens = [[float(layer.num_tokens) for layer in layers] for _, layers in images]
+    return torch.tensor(per_query, dtype=torch.float64).T, torch.tensor(tokens, dtype=torch.float64).T
+
+
+def images_macs(model: nn.Module, routings: Sequence[Routing]) -> list[tuple[ModelMacs, list[LayerMacs]]]:
+    """:func:`routed_macs` of each image of a padded batch, at its own grid."""
+    grids = routings[0].real_grids or ()
+    known = {grid: routed_macs(model, [replace(routings[0], grid=grid), *routings[1:]]) for grid in set(grids)}
+    return [known[grid] for grid in grids]
+
+
 def _noiseless_queries(routing: Routing) -> Tensor:
     """[B], the queries of the splits with the largest logits."""
     if routing.logits is None:
         return routing.queries.detach()
-    cost = count_queries(routing.grid, routing.splits, routing.logits.device)
+    cost = query_costs(routing)
     choice = routing.logits.argmax(-1, keepdim=True)
     return cost.expand_as(routing.logits).gather(-1, choice).sum((1, 2, 3)) + routing.num_prefix_tokens
 
@@ -67,6 +96,10 @@ def cheapest_ratio(model: nn.Module, routings: Sequence[Routing]) -> float:
     Raises:
         ValueError: As :func:`mac_ratio`.
     """
+    if routings and routings[0].real_grids is not None:
+        shares, tokens = _shares_per_query(model, routings)
+        coarsest = [query_costs(routing)[..., -1].sum((1, 2)) + routing.num_prefix_tokens for routing in routings]
+        return 1 - float(((tokens - torch.stack(coarsest).to(tokens)) * shares).sum())
     macs, layers = routed_macs(model, routings)
     saved = 0.0
     for routing, layer in zip(routings, layers, strict=True):

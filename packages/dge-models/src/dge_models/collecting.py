@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dge_models.finding import find_routed, routed_models
-from dge_models.listening import listeners
+from dge_models.listening import heard_by
 from dge_models.routed import RoutedModel, routed_blocks
 from dge_models.routing import Routing
 
@@ -42,7 +42,7 @@ class RoutingRecord:
         if not self.forwards:
             raise ValueError(
                 f"routings: got none, {type(self.model).__name__} was not run; expected a forward pass inside "
-                "collect_routings, in the same thread and not compiled"
+                "collect_routings, in the same thread"
             )
         if len({len(forward) for forward in self.forwards}) > 1:
             lengths = [len(forward) for forward in self.forwards]
@@ -105,8 +105,9 @@ def collect_routings(module: nn.Module) -> Iterator[CollectedRoutings]:
     The routings carry the gradient from the budget to the routers, as those of ``forward_routed`` do. Nothing is left
     on the modules. Forward passes that gradient checkpointing repeats in the backward pass are not counted again.
     Contexts nest, and each sees the forward passes inside it. What other threads run is not collected, such as the
-    replicas of ``torch.nn.DataParallel``. (Re-entrant checkpointing around a whole model cuts its routings off from
-    the graph; ``use_reentrant=False`` does not.)
+    replicas of ``torch.nn.DataParallel``. In a compiled model the graph breaks after the blocks while somebody
+    listens; with ``fullgraph=True`` that is an error. (Re-entrant checkpointing around a whole model cuts its routings
+    off from the graph; ``use_reentrant=False`` does not.)
 
     Args:
         module: Is or holds models of this package: DDP, a detector, timm's ``FeatureGetterNet``.
@@ -115,32 +116,16 @@ def collect_routings(module: nn.Module) -> Iterator[CollectedRoutings]:
         What is collected.
 
     Raises:
-        ValueError: The module has no model with routed blocks, or one that ``torch.compile`` compiled, whose code
-            nobody can listen to.
+        ValueError: The module has no model with routed blocks.
     """
     if torch.compiler.is_compiling():
         raise RuntimeError("collect_routings: got a compiled caller; expected to be called outside torch.compile")
     models = routed_models(module)
     if not models:
         find_routed(module)
-    _refuse_compiled(module)
     collected = CollectedRoutings([RoutingRecord(name, model) for name, model in models.items()])
-    token = listeners.set((*listeners.get(), *collected.records))
-    try:
+    with heard_by(*collected.records):
         yield collected
-    finally:
-        listeners.reset(token)
-
-
-def _refuse_compiled(module: nn.Module) -> None:
-    blocks = set(routed_blocks(module))
-    for name, part in module.named_modules():
-        compiled = "_orig_mod" in part._modules or part._compiled_call_impl is not None
-        if compiled and part not in blocks and not blocks.isdisjoint(part.modules()):
-            raise ValueError(
-                f"module: {name or 'itself'} ({type(part).__name__}) is compiled; expected a module before "
-                "torch.compile (a compiled model gives its routings by model(images, return_routing=True))"
-            )
 
 
 def _joined(parts: Sequence[Routing]) -> Routing:
@@ -152,6 +137,7 @@ def _joined(parts: Sequence[Routing]) -> Routing:
     if len(set(grids)) > 1:
         raise ValueError(f"routings: got forward passes with token grids of {grids}; expected one grid, read .forwards")
     logits = [part.logits for part in parts if part.logits is not None]
+    real = [part.real_grids or (part.grid,) * part.choice.shape[0] for part in parts]
     return Routing(
         choice=torch.cat([part.choice for part in parts]),
         gate=torch.cat([part.gate for part in parts]),
@@ -160,4 +146,5 @@ def _joined(parts: Sequence[Routing]) -> Routing:
         num_prefix_tokens=first.num_prefix_tokens,
         splits=first.splits,
         logits=torch.cat(logits) if len(logits) == len(parts) else None,
+        real_grids=None if all(part.real_grids is None for part in parts) else sum(real, ()),
     )

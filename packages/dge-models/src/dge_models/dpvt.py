@@ -10,7 +10,8 @@ from timm.layers.norm import LayerNorm
 from torch import nn
 
 from dge_models.dpvt_block import DeformableBlock
-from dge_models.pyramid import Pyramid, RoutedPyramid, check_stages
+from dge_models.pyramid import Pyramid, check_stages
+from dge_models.routed_pyramid import RoutedPyramid
 
 __all__ = ["DGEDeformablePyramidVisionTransformer", "DeformablePyramidVisionTransformer"]
 
@@ -123,7 +124,7 @@ class DGEDeformablePyramidVisionTransformer(RoutedPyramid, DeformablePyramidVisi
 
     Args:
         *args: What :class:`DeformablePyramidVisionTransformer` takes.
-        splits: See :class:`~dge_models.pyramid.RoutedPyramid`.
+        splits: See :class:`~dge_models.routed_pyramid.RoutedPyramid`.
         training_mode: See there.
         drop_path_mode: See there.
         **kwargs: What :class:`DeformablePyramidVisionTransformer` takes.

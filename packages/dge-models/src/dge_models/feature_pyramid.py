@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
+from dge_models import padding
+from dge_models.canvas import at_own_sizes
 from dge_models.single_grid import image_size
 
 __all__ = ["SimpleFeaturePyramid"]
@@ -18,7 +20,7 @@ __all__ = ["SimpleFeaturePyramid"]
 _SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
-class SimpleFeaturePyramid(nn.Module):
+class SimpleFeaturePyramid(padding.FollowsPadding):
     """A vision transformer and, on its last map, convolutions that give maps of several strides.
 
     Every map comes from the last tokens alone: transposed convolutions double the resolution, max pooling halves it,
@@ -38,6 +40,7 @@ class SimpleFeaturePyramid(nn.Module):
     Attributes:
         backbone: The transformer.
         out_channels: As given; torchvision's detectors read it.
+        scales: As given.
 
     Raises:
         ValueError: The model has no single token grid, or a number is out of range.
@@ -64,6 +67,8 @@ class SimpleFeaturePyramid(nn.Module):
         self.levels = nn.ModuleList(_level(backbone.embed_dim, out_channels, scale) for scale in scales)
         if len(self.levels) == 0:
             raise ValueError("scales: got none; expected at least one")
+        self.scales = tuple(float(scale) for scale in scales)
+        self._coarsest = max(1, round(1 / min(self.scales)))
         self.frozen_blocks = frozen_blocks
         if frozen_blocks:
             embedding = [
@@ -89,6 +94,20 @@ class SimpleFeaturePyramid(nn.Module):
         Raises:
             ValueError: The model does not take images of this size.
         """
+        out: OrderedDict[str, Tensor] = at_own_sizes(self, self._maps, images) if padding.in_use else self._maps(images)
+        return out
+
+    def size_multiple(self) -> tuple[int, int]:
+        """One patch, and what is one pixel of the coarsest map."""
+        rows, cols = self.backbone.patch_embed.patch_size
+        return rows * self._coarsest, cols * self._coarsest
+
+    def canvas_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rounded up to whole patches."""
+        rows, cols = self.backbone.patch_embed.patch_size
+        return size[0] + -size[0] % rows, size[1] + -size[1] % cols
+
+    def _maps(self, images: Tensor) -> OrderedDict[str, Tensor]:
         size = image_size(images)
         backbone = self.backbone
         rows, cols = backbone.patch_embed.patch_size

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from dge_models.graph_breaks import outside_graphs
 from dge_models.routing import Routing
 
-__all__ = ["Listener", "listeners", "listening_to"]
+__all__ = ["Listener", "heard_by", "listeners", "tell"]
 
 
 class Listener(Protocol):
@@ -23,22 +27,48 @@ class Listener(Protocol):
         """Take a routing."""
 
 
+in_use = False
+"""Whether any thread listens. Models look at it first, and compiled code guards on it."""
+
+_lock = threading.Lock()
+_count = 0
+
 # Other threads start without listeners: what they run is not what the thread that listens called.
 listeners: ContextVar[tuple[Listener, ...]] = ContextVar("dge_models.listeners", default=())
 
 
-def listening_to(block: nn.Module) -> tuple[Any, ...]:
-    """Who wants the routing of the forward pass of a block that is about to be made.
+@contextmanager
+def heard_by(*more: Listener) -> Iterator[None]:
+    """Inside, these listen to this thread's forward passes, beside those who do already."""
+    token = listeners.set((*listeners.get(), *more))
+    _change_count(1)
+    try:
+        yield
+    finally:
+        _change_count(-1)
+        listeners.reset(token)
 
-    Nobody inside ``torch.compile``, which would record it once and for all, and nobody in a backward pass, where
-    gradient checkpointing repeats a forward pass that was told of before.
+
+def _change_count(change: int) -> None:
+    global _count, in_use
+    with _lock:
+        _count += change
+        in_use = _count > 0
+
+
+@outside_graphs("somebody wants to know what is routed, see dge_models.collect_routings")
+def tell(blocks: Sequence[nn.Module], routings: Sequence[Routing]) -> None:
+    """Tell those who want to know of a forward pass.
+
+    Nobody is told of one in a backward pass, where gradient checkpointing repeats what was told before.
 
     Args:
-        block: A routed one.
+        blocks: Routed ones, in network order.
+        routings: One per block.
     """
-    if torch.compiler.is_compiling():
-        return ()
-    wanting = tuple(listener for listener in listeners.get() if listener.listens_to(block))
-    if wanting and torch._C._current_graph_task_id() != -1:
-        return ()
-    return wanting
+    if torch._C._current_graph_task_id() != -1:
+        return
+    for block, routing in zip(blocks, routings, strict=True):
+        for listener in listeners.get():
+            if listener.listens_to(block):
+                listener.add(block, routing)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,8 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
+from dge_models import padding
+from dge_models.canvas import at_own_sizes
 from dge_models.encoder import DGEBlock
 from dge_models.evaluating import evaluating
 from dge_models.families import family_of
@@ -82,12 +85,23 @@ class MacCount:
         static_layers: float64 [L], the same with every query computed.
         total: float64 [B], the whole model: blocks, patch embedding, head.
         static_total: The same with every query computed.
+
+    Of images of several sizes, see :func:`dge_models.padded`, what is static is the mean over them.
     """
 
     layers: Tensor
     static_layers: Tensor
     total: Tensor
     static_total: float
+
+    @classmethod
+    def join_images(cls, parts: Sequence[MacCount], rows: Callable[..., Tensor]) -> MacCount:
+        """One count from those of the images of one size each; `rows` puts images in the order of the batch."""
+        layers, total = rows([part.layers for part in parts], 1), rows([part.total for part in parts])
+        shares = [part.total.shape[0] / total.shape[0] for part in parts]
+        static_layers = torch.stack([part.static_layers * share for part, share in zip(parts, shares, strict=True)])
+        static_total = sum(part.static_total * share for part, share in zip(parts, shares, strict=True))
+        return cls(layers, static_layers.sum(0), total, static_total)
 
 
 @runtime_checkable
@@ -201,6 +215,8 @@ def model_macs(model: nn.Module, grid: tuple[int, int]) -> ModelMacs:
 
 def count_from_routings(model: nn.Module, routings: Sequence[Routing], grid: tuple[int, int], batch: int) -> MacCount:
     """What :func:`count_macs` returns, from a forward pass that was already made."""
+    if routings and routings[0].real_grids is not None:
+        return _count_padded(model, routings)
     macs = model_macs(model, grid)
     pending = iter(routings)
     rows = []
@@ -211,6 +227,21 @@ def count_from_routings(model: nn.Module, routings: Sequence[Routing], grid: tup
         else:
             rows.append(queries.cpu() * layer.per_query + layer.fixed)
     return macs.count(torch.stack(rows))
+
+
+def _count_padded(model: nn.Module, routings: Sequence[Routing]) -> MacCount:
+    """:func:`count_from_routings` of images of several sizes, one by one."""
+    grids = routings[0].real_grids or ()
+    counts = [
+        count_from_routings(
+            model,
+            [replace(part, queries=part.queries[index : index + 1], real_grids=None) for part in routings],
+            grid,
+            1,
+        )
+        for index, grid in enumerate(grids)
+    ]
+    return MacCount.join_images(counts, lambda parts, dim=0: torch.cat(parts, dim))
 
 
 def count_macs(model: nn.Module, images: Tensor) -> MacCount:
@@ -229,6 +260,12 @@ def count_macs(model: nn.Module, images: Tensor) -> MacCount:
         ValueError: The model's MACs are not known.
     """
     model = find_model(model)
+    if padding.in_use and isinstance(model, padding.FollowsPadding):
+        return at_own_sizes(model, partial(_count, model), images)
+    return _count(model, images)
+
+
+def _count(model: nn.Module, images: Tensor) -> MacCount:
     if isinstance(model, CountsMacs):
         with evaluating(model), torch.no_grad():
             return model.count_macs(images)

@@ -15,7 +15,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from dge_kernels import ragged_attention
+from dge_models import padding
 from dge_models.attention import attention_output, input_width
+from dge_models.canvas import at_own_sizes
 from dge_models.macs import MacCount, mlp_macs, model_macs
 from dge_models.merging import Groups, Match, Step, match, merge, restore, select_above, select_most, single_tokens
 from dge_models.recorded_arguments import RecordedArguments
@@ -152,7 +154,10 @@ class MergedTransformer(SingleGridTransformer, RecordedArguments):
             ValueError: The images are not [B, C, H, W] or smaller than a patch, or a mask is given.
         """
         refuse_masks(attn_mask, is_causal)
-        return self.forward_merged(x)[0]
+        return at_own_sizes(self, self._classify, x) if padding.in_use else self._classify(x)
+
+    def _classify(self, images: Tensor) -> Any:
+        return self.forward_merged(images)[0]
 
     def forward_merged(self, images: Tensor) -> tuple[Any, list[Merging]]:
         """Classify images and return what each block merged.

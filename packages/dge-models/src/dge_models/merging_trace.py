@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dge_models.evaluating import evaluating
 from dge_models.merged import MergedTransformer
+from dge_models.padding import sizes_for
 from dge_models.single_grid import image_size
 
 __all__ = ["MergingTrace", "find_merged", "trace_merging"]
@@ -59,7 +60,12 @@ def trace_merging(model: MergedTransformer, images: Tensor) -> MergingTrace:
     Args:
         model: Its training mode is restored; no gradient is recorded.
         images: [B, C, H, W], on the model's device.
+
+    Raises:
+        ValueError: Inside :func:`dge_models.padded`.
     """
+    if sizes_for(model) is not None:
+        raise ValueError("model: merges tokens, and is traced inside padded; expected images of one size, traced alone")
     patch_embed: Any = model.patch_embed
     rows, cols = patch_embed.dynamic_feat_size(image_size(images))
     with evaluating(model), torch.no_grad():

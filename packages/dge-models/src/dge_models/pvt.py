@@ -10,7 +10,8 @@ from timm.layers.norm import LayerNorm
 from torch import nn
 
 from dge_models.pvt_block import PyramidBlock
-from dge_models.pyramid import Pyramid, RoutedPyramid, check_stages
+from dge_models.pyramid import Pyramid, check_stages
+from dge_models.routed_pyramid import RoutedPyramid
 
 __all__ = ["DGEPyramidVisionTransformer", "PyramidVisionTransformer"]
 
@@ -130,7 +131,7 @@ class DGEPyramidVisionTransformer(RoutedPyramid, PyramidVisionTransformer):
 
     Args:
         *args: What :class:`PyramidVisionTransformer` takes.
-        splits: See :class:`~dge_models.pyramid.RoutedPyramid`.
+        splits: See :class:`~dge_models.routed_pyramid.RoutedPyramid`.
         training_mode: See there.
         drop_path_mode: See there.
         **kwargs: What :class:`PyramidVisionTransformer` takes.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
+from math import lcm
 from operator import mul
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,14 +17,16 @@ from timm.layers.weight_init import trunc_normal_
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from dge_models.encoder import DGEBlock, DropPathMode, TrainingMode
+from dge_models import listening, padding
+from dge_models.canvas import StageTokens, at_own_sizes
+from dge_models.encoder import DGEBlock
 from dge_models.pyramid_stage import NewBlock, PyramidStage, spatial_map
-from dge_models.routed import RoutedModel, noise_per_block, routed_blocks
+from dge_models.routed import noise_per_block, routed_blocks
 from dge_models.router import Router
 from dge_models.routing import Routing
 from dge_models.single_grid import image_size, intermediates_of
 
-__all__ = ["Pyramid", "RoutedPyramid", "check_stages", "pyramid_input"]
+__all__ = ["Pyramid", "check_stages", "pyramid_input"]
 
 _POOLS = ("", "token", "avg", "avgmax", "max")
 _FORMATS = ("NCHW", "NHWC", "NLC")
@@ -48,7 +52,7 @@ torch.fx.wrap("pyramid_input")
 torch.fx.wrap("spatial_map")
 
 
-class Pyramid(nn.Module):
+class Pyramid(padding.FollowsPadding):
     """Stages of decreasing resolution and a head.
 
     A subclass says with which blocks. Parameters have the names of timm's pyramids (``stages.0.blocks.0`` ...), and
@@ -115,7 +119,8 @@ class Pyramid(nn.Module):
         self.global_pool = self._check_pool(global_pool)
         self.img_size: tuple[int, int] = to_2tuple(img_size)
         strides = list(accumulate(patch_sizes, mul))
-        self.smallest_size = max(stride * side for stride, side in zip(strides, smallest_grids, strict=True))
+        needed = [stride * side for stride, side in zip(strides, smallest_grids, strict=True)]
+        self.smallest_size, self.whole_cells = max(needed), lcm(*needed)
         if min(self.img_size) < self.smallest_size:
             raise ValueError(f"img_size: got {self.img_size}; expected at least {self.smallest_size} pixels per side")
         rates: Any = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
@@ -171,14 +176,37 @@ class Pyramid(nn.Module):
             ValueError: The images are not [B, C, H, W], too small, or of another size than a model without
                 `dynamic_img_size` takes.
         """
-        return self.forward_head(self.forward_features(x))
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return self.forward_head(self.forward_features(x))
+        else:
+            return at_own_sizes(self, self._logits, x) if padding.in_use else self._logits(x)
+
+    @torch.jit.unused
+    def _logits(self, images: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(images))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens of the last stage after the final norm, [B, T + H·W, C]; class token first."""
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             return self.norm(self._run_plain_stages(x))
-        features: Tensor = self.norm(self._run_stages(x)[0])
+        else:
+            return at_own_sizes(self, self._features, x) if padding.in_use else self._features(x)
+
+    @torch.jit.unused
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.norm(self._run_stages(images)[0])
         return features
+
+    @torch.jit.unused
+    def size_multiple(self) -> tuple[int, int]:
+        """The least common multiple of what the stages read at once."""
+        return self.whole_cells, self.whole_cells
+
+    @torch.jit.unused
+    def last_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Of the last stage that there is."""
+        stride = self.feature_info[len(self.stages) - 1]["reduction"]
+        return size[0] // stride, size[1] // stride
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens and classify.
@@ -300,18 +328,28 @@ class Pyramid(nn.Module):
         if output_fmt not in _FORMATS:  # timm's own enumeration compares equal to its strings
             raise ValueError(f"output_fmt: got {output_fmt!r}; expected one of {', '.join(map(repr, _FORMATS))}")
         take, last = feature_take_indices(len(self.stages), indices if isinstance(indices, int) else _listed(indices))
-        tokens, _, outputs = self._run_stages(x, stages=last + 1 if stop_early else None)
-        final = len(self.stages) - 1
-        features = self.norm(tokens) if len(outputs) == len(self.stages) else tokens
-        maps, prefixes = [], []
-        for index in take:
-            kept, grid = outputs[index]
-            kept = self.norm(kept) if norm and index == final else kept
-            prefix = self.stages[index].num_prefix_tokens
-            prefixes.append(kept[:, :prefix])
-            maps.append(_formatted(kept, grid, prefix, output_fmt))
+        run = partial(self._stage_outputs, take=take, norm=norm, stages=last + 1 if stop_early else None)
+        features, kept = at_own_sizes(self, run, x) if padding.in_use else run(x)
+        prefixes = [each.tokens[:, : each.prefix] for each in kept]
+        maps = [_formatted(each.tokens, each.grid, each.prefix, output_fmt) for each in kept]
         pairs = (maps, prefixes if return_prefix_tokens else None)
-        return intermediates_of(*pairs, lambda: features, intermediates_only, output_dict)
+        return intermediates_of(*pairs, lambda: features.tokens, intermediates_only, output_dict)
+
+    def _stage_outputs(
+        self, images: Tensor, take: Sequence[int], norm: bool, stages: int | None
+    ) -> tuple[StageTokens, list[StageTokens]]:
+        """The tokens of the last stage that ran, after the final norm if it is the last one, and of chosen stages."""
+        tokens, _, outputs = self._run_stages(images, stages=stages)
+        places = [
+            StageTokens(*output, stage.num_prefix_tokens) for output, stage in zip(outputs, self.stages, strict=False)
+        ]
+        final = len(self.stages) - 1
+        kept = [
+            places[index]._replace(tokens=self.norm(places[index].tokens)) if norm and index == final else places[index]
+            for index in take
+        ]
+        features = self.norm(tokens) if len(outputs) == len(self.stages) else tokens
+        return places[-1]._replace(tokens=features), kept
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -360,7 +398,10 @@ class Pyramid(nn.Module):
         return_routing: bool = False,
         stages: int | None = None,
     ) -> tuple[Tensor, list[Routing], list[tuple[Tensor, tuple[int, int]]]]:
-        """The last stage's tokens, the routings, and every stage's tokens with their grid."""
+        """The last stage's tokens, the routings, and every stage's tokens with their grid.
+
+        Whoever listens, see :func:`dge_models.collect_routings`, is told the routings at the end.
+        """
         x = pyramid_input(images, self.img_size, self.smallest_size, self.dynamic_img_size)
         routed = sum(isinstance(block, DGEBlock) for stage in self.stages for block in stage.blocks)
         pending = noise_per_block(noise, routed)
@@ -370,71 +411,13 @@ class Pyramid(nn.Module):
         for index, stage in enumerate(list(self.stages)[:stages]):
             if index:
                 x = spatial_map(tokens, outputs[-1][1], self.stages[index - 1].num_prefix_tokens)
-            tokens, grid, of_stage = stage(x, noise=pending, return_routing=return_routing)
+            tokens, grid, of_stage = stage(x, noise=pending, return_routing=return_routing or listening.in_use)
             outputs.append((tokens, grid))
             routings.extend(of_stage)
+        if listening.in_use:
+            run = [block for stage in list(self.stages)[:stages] for block in stage.blocks]
+            listening.tell([block for block in run if isinstance(block, DGEBlock)], routings)
         return tokens, routings, outputs
-
-
-class RoutedPyramid(Pyramid, RoutedModel):
-    """A pyramid all of whose blocks route their queries; it stands in front of the plain one among the bases.
-
-    The queries of a stage are pooled from its tokens. The grids of the stages differ, and with them the shapes of
-    noise and routings.
-
-    Source: Song et al., "Dynamic Grained Encoder for Vision Transformers", NeurIPS 2021.
-
-    Args:
-        *args: What the plain pyramid takes.
-        splits: Queries per region side, finest first; the first is the region's side in tokens.
-        training_mode: "dense" or "sparse", see :class:`DGEBlock`.
-        drop_path_mode: "query" or "image", see :class:`DGEBlock`.
-        **kwargs: What the plain pyramid takes.
-
-    Raises:
-        ValueError: As in the plain pyramid and in :class:`DGEBlock`.
-    """
-
-    def __init__(
-        self,
-        *args: Any,
-        splits: tuple[int, ...] = (4, 2, 1),
-        training_mode: TrainingMode = "dense",
-        drop_path_mode: DropPathMode = "query",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        for name, stage in self.stages.named_children():
-            for index, block in enumerate(stage.blocks):
-                stage.blocks[index] = DGEBlock.adopt(
-                    block,
-                    f"stages.{name}.blocks.{index}",
-                    splits=splits,
-                    training_mode=training_mode,
-                    drop_path_mode=drop_path_mode,
-                )
-
-    def forward(self, x: Tensor, *, noise: Sequence[Tensor] | None = None, return_routing: bool = False) -> Any:
-        """Classify images.
-
-        Args:
-            x: [B, C, H, W] images.
-            noise: As in :meth:`forward_routed`.
-            return_routing: Return (logits, routings) instead of the logits. Through this argument the
-                routings also come out of wrappers that know ``forward`` alone, such as DDP.
-
-        Returns:
-            What the plain model returns; with `return_routing` and one :class:`Routing` per block.
-
-        Raises:
-            ValueError: As in the plain model, or `noise` doesn't fit.
-        """
-        # torch.fx passes a proxy for every argument; what has a default keeps it in the traced graph.
-        if isinstance(x, torch.fx.Proxy):
-            noise, return_routing = None, False
-        tokens, routings, _ = self._run_stages(x, noise=noise, return_routing=return_routing)
-        logits = self.forward_head(self.norm(tokens))
-        return (logits, routings) if return_routing else logits
 
 
 def check_stages(**lists: Sequence[float]) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch.fx
 from timm.models import checkpoint
 from torch import Tensor, nn
 
+from dge_models import listening, padding
+from dge_models.canvas import at_own_sizes
 from dge_models.encoder import DGEBlock, DropPathMode, TrainingMode
-from dge_models.listening import listening_to
 from dge_models.recorded_arguments import RecordedArguments
 from dge_models.routing import Routing
 from dge_models.single_grid import SingleGridTransformer, refuse_masks
@@ -77,18 +79,10 @@ def run_routed(
     checkpointing: bool,
     positions: Any = None,
 ) -> Any:
-    """What a routed block returns, called within gradient checkpointing if wanted; see there for the arguments.
-
-    Whoever listens to the block, see :func:`dge_models.collect_routings`, is told what it routed.
-    """
+    """What a routed block returns, called within gradient checkpointing if wanted; see there for the arguments."""
     if block.training or block.fixed_layout is None:
         refuse_tracing()
-    listeners = listening_to(block)
-    wanted = return_routing or bool(listeners)
-    out = _call_block(block, x, grid, num_prefix_tokens, noise, wanted, checkpointing, positions)
-    for listener in listeners:
-        listener.add(block, out[1])
-    return out if return_routing or not wanted else out[0]
+    return _call_block(block, x, grid, num_prefix_tokens, noise, return_routing, checkpointing, positions)
 
 
 def refuse_tracing() -> None:
@@ -234,7 +228,11 @@ class RoutedTransformer(RoutedModel, SingleGridTransformer):
             refuse_masks(attn_mask, is_causal)
         else:
             noise, return_routing = None, False
-        x, grid, positions = self._embed(x)
+        run = partial(self._classify, return_routing=return_routing)
+        return at_own_sizes(self, run, x, noise) if padding.in_use else run(x, noise)
+
+    def _classify(self, images: Tensor, noise: Sequence[Tensor] | None = None, *, return_routing: bool) -> Any:
+        x, grid, positions = self._embed(images)
         x, routings, _ = self._run_blocks(x, grid, positions, noise=noise, return_routing=return_routing)
         x = self.forward_head(self.norm(x))
         return (x, routings) if return_routing else x
@@ -255,7 +253,11 @@ class RoutedTransformer(RoutedModel, SingleGridTransformer):
         keep: Container[int] = (),
         depth: int | None = None,
     ) -> tuple[Tensor, list[Routing], list[Tensor]]:
-        """Tokens after the first `depth` blocks, the routings, and the tokens after the blocks in `keep`."""
+        """Tokens after the first `depth` blocks, the routings, and the tokens after the blocks in `keep`.
+
+        Whoever listens, see :func:`dge_models.collect_routings`, is told the routings at the end.
+        """
+        wanted = return_routing or listening.in_use
         pending = noise_per_block(noise, sum(isinstance(block, DGEBlock) for block in self.blocks))
         routings: list[Routing] = []
         kept: list[Tensor] = []
@@ -268,15 +270,17 @@ class RoutedTransformer(RoutedModel, SingleGridTransformer):
                     grid,
                     self.num_prefix_tokens,
                     noise=next(pending),
-                    return_routing=return_routing,
+                    return_routing=wanted,
                     checkpointing=self.grad_checkpointing,
                     positions=positions[index],
                 )
-                if return_routing:
+                if wanted:
                     x, routing = x
                     routings.append(routing)
             else:
                 x = self._run_plain(block, x, positions[index])
             if index in keep:
                 kept.append(x)
+        if listening.in_use:
+            listening.tell([block for block in blocks[:depth] if isinstance(block, DGEBlock)], routings)
         return x, routings, kept

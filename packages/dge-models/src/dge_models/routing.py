@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Routing", "check_splits", "count_queries", "patch_sides", "region_grid", "straight_through"]
+__all__ = ["Routing", "check_splits", "count_queries", "patch_sides", "query_costs", "region_grid", "straight_through"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Routing:
         splits: Queries per region side, finest first.
         logits: float32 [B, Hr, Wr, n], the router's logits before noise, without gradient; None where the
             routing came from the fused inference kernel. Their argmax is what routing without noise chooses.
+        real_grids: (H, W) per image of its own tokens, at the top left of the grid, where images were padded to one
+            size, see :func:`dge_models.padded`; None where every token is an image's own. Regions outside them were not
+            computed: they have the coarsest split, no queries, and no part in any mean.
     """
 
     choice: Tensor
@@ -35,11 +39,29 @@ class Routing:
     num_prefix_tokens: int
     splits: tuple[int, ...]
     logits: Tensor | None = None
+    real_grids: tuple[tuple[int, int], ...] | None = None
 
     @property
     def num_tokens(self) -> int:
         """N, the tokens of one image, and its queries with every region at the finest split."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
+
+    @property
+    def real_regions(self) -> Tensor | None:
+        """bool [B, Hr, Wr], which regions have tokens of an image; None where all have."""
+        if self.real_grids is None:
+            return None
+        device, (rows, cols) = self.choice.device, self.choice.shape[1:]
+        own = torch.tensor([region_grid(grid, self.splits) for grid in self.real_grids], device=device)
+        down = torch.arange(rows, device=device) < own[:, :1]
+        across = torch.arange(cols, device=device) < own[:, 1:]
+        return down.unsqueeze(2) & across.unsqueeze(1)
+
+    @property
+    def split_shares(self) -> Tensor:
+        """float32 [n], what share of the images' regions each split got; without gradient."""
+        gate, own = self.gate.detach().float(), self.real_regions
+        return gate.mean((0, 1, 2)) if own is None else gate[own].mean(0)
 
     @classmethod
     def from_gate(
@@ -120,6 +142,21 @@ def count_queries(grid: tuple[int, int], splits: tuple[int, ...], device: torch.
     return (down.unsqueeze(1) * across.unsqueeze(0)).float()
 
 
+def query_costs(routing: Routing) -> Tensor:
+    """Queries of each region at each split, as :func:`count_queries` gives them for the images' own grids.
+
+    Returns:
+        float32 [⌈H/S⌉, ⌈W/S⌉, n]; of padded images [B, ⌈H/S⌉, ⌈W/S⌉, n], zero outside an image.
+    """
+    device = routing.gate.device
+    if routing.real_grids is None:
+        return count_queries(routing.grid, routing.splits, device)
+    rows, cols = region_grid(routing.grid, routing.splits)
+    own = {grid: count_queries(grid, routing.splits, device) for grid in dict.fromkeys(routing.real_grids)}
+    whole = {grid: F.pad(cost, (0, 0, 0, cols - cost.shape[1], 0, rows - cost.shape[0])) for grid, cost in own.items()}
+    return torch.stack([whole[grid] for grid in routing.real_grids])
+
+
 def straight_through(logits: Tensor, choice: Tensor) -> Tensor:
     """One-hot of `choice` in the forward pass, softmax of `logits` in the backward pass.
 
@@ -133,5 +170,5 @@ def straight_through(logits: Tensor, choice: Tensor) -> Tensor:
         float32 [..., n].
     """
     soft = logits.softmax(-1)
-    hard = torch.nn.functional.one_hot(choice.long(), logits.shape[-1]).to(soft.dtype)
+    hard = F.one_hot(choice.long(), logits.shape[-1]).to(soft.dtype)
     return hard + (soft - soft.detach())

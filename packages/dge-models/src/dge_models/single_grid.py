@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch.fx
 from timm.models import register_notrace_function
 from timm.models._features import feature_take_indices
-from torch import Tensor, nn
+from torch import Tensor
+
+from dge_models import padding
+from dge_models.canvas import StageTokens, at_own_sizes
 
 __all__ = ["SingleGridTransformer", "image_size", "intermediates_of", "refuse_masks", "whole_patches"]
 
@@ -35,7 +39,7 @@ torch.fx.wrap("image_size")
 torch.fx.wrap("whole_patches")
 
 
-class SingleGridTransformer(nn.Module):
+class SingleGridTransformer(padding.FollowsPadding):
     """A transformer on one token grid whose blocks are run by :meth:`_run_blocks`.
 
     It stands in front of timm's class among the bases and takes that class's attributes: ``patch_embed``, ``blocks``,
@@ -78,9 +82,23 @@ class SingleGridTransformer(nn.Module):
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """All tokens after the final norm, [B, T + H·W, C]; see :meth:`forward` for the arguments."""
         refuse_masks(attn_mask, is_causal)
-        x, grid, positions = self._embed(x)
+        out: Tensor = at_own_sizes(self, self._features, x) if padding.in_use else self._features(x)
+        return out
+
+    def _features(self, images: Tensor) -> Tensor:
+        x, grid, positions = self._embed(images)
         features: Tensor = self.norm(self._run_blocks(x, grid, positions)[0])
         return features
+
+    def size_multiple(self) -> tuple[int, int]:
+        """One patch."""
+        rows, cols = self.patch_embed.patch_size
+        return rows, cols
+
+    def last_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The one that there is."""
+        rows, cols = self.patch_embed.dynamic_feat_size(size)
+        return rows, cols
 
     def forward_intermediates(
         self,
@@ -100,15 +118,28 @@ class SingleGridTransformer(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt: got {output_fmt!r}; expected 'NCHW' or 'NLC'")
         take, last = feature_take_indices(len(self.blocks), indices)
-        x, grid, positions = self._embed(x)
-        x, _, kept = self._run_blocks(x, grid, positions, keep=take, depth=last + 1 if stop_early else None)
-        kept = [self.norm(tokens) for tokens in kept] if norm else kept
-        prefix = [tokens[:, : self.num_prefix_tokens] for tokens in kept]
-        maps = [tokens[:, self.num_prefix_tokens :] for tokens in kept]
+        depth = last + 1 if stop_early else None
+        run = partial(self._block_outputs, take=take, depth=depth, norm=norm, features=not intermediates_only)
+        features, kept = at_own_sizes(self, run, x) if padding.in_use else run(x)
+        prefix = [each.tokens[:, : each.prefix] for each in kept]
+        maps = [each.tokens[:, each.prefix :] for each in kept]
         if output_fmt == "NCHW":
-            maps = [torch.unflatten(tokens, 1, grid).permute(0, 3, 1, 2).contiguous() for tokens in maps]
+            maps = [
+                torch.unflatten(tokens, 1, each.grid).permute(0, 3, 1, 2).contiguous()
+                for tokens, each in zip(maps, kept, strict=True)
+            ]
         pairs = (maps, prefix if return_prefix_tokens and self.num_prefix_tokens > 0 else None)
-        return intermediates_of(*pairs, lambda: self.norm(x), intermediates_only, output_dict)
+        return intermediates_of(*pairs, lambda: cast(Tensor, features), intermediates_only, output_dict)
+
+    def _block_outputs(
+        self, images: Tensor, take: Container[int], depth: int | None, norm: bool, features: bool
+    ) -> tuple[Tensor | None, list[StageTokens]]:
+        """The last tokens after the final norm, if they are wanted, and the tokens after chosen blocks."""
+        x, grid, positions = self._embed(images)
+        x, _, kept = self._run_blocks(x, grid, positions, keep=take, depth=depth)
+        kept = [self.norm(tokens) for tokens in kept] if norm else kept
+        outputs = [StageTokens(tokens, grid, self.num_prefix_tokens) for tokens in kept]
+        return self.norm(x) if features else None, outputs
 
     def _embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int], Sequence[Any]]:
         """Tokens [B, T + H·W, C] in front of the blocks, the grid (H, W) of these images, and :meth:`_positions`."""

@@ -29,6 +29,9 @@ class RoutingTrace:
         macs: float64 [B], multiply-accumulates of the whole model.
         static_macs: The same with every query computed.
         grids: (H, W) of the token grid that the regions divide, per routed block; they differ in a pyramid.
+
+    Of images of several sizes, see :func:`dge_models.padded`, maps are those of the whole batch, with the coarsest
+    split where an image is padded, and `static_macs` is the mean over images.
     """
 
     logits: Tensor
