@@ -37,6 +37,7 @@ from dge_models.routed import RoutedModel
 from dge_models.router import Router, deterministic_routing, gumbel_noise
 from dge_models.routing import Routing
 from dge_models.saving import model_config, push_to_hf_hub, save_pretrained, weights_metadata
+from dge_models.segmentation_encoder import SegmentationEncoder
 from dge_models.static_queries import FixedQueries, mean_counts, set_dynamic_queries, set_fixed_queries
 from dge_models.trace import RoutingTrace, trace
 from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
@@ -77,6 +78,7 @@ __all__ = [
     "Routing",
     "RoutingRecord",
     "RoutingTrace",
+    "SegmentationEncoder",
     "SimpleFeaturePyramid",
     "__version__",
     "cheapest_ratio",
