@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import served, training_overhead
+from benchmarks import resolution, served, training_overhead
 from benchmarks.budget_study import __main__ as budget_study
 from benchmarks.pretrained import __main__ as pretrained
 from benchmarks.pretrained import distillation, save
@@ -17,6 +17,7 @@ STUDIES: dict[str, Any] = {
     "benchmarks.pretrained": pretrained,
     "benchmarks.pretrained.distillation": distillation,
     "benchmarks.pretrained.save": save,
+    "benchmarks.resolution": resolution,
     "benchmarks.served": served,
     "benchmarks.training_overhead": training_overhead,
 }
