@@ -125,4 +125,4 @@ def split_shares(routings: Sequence[Routing], images: Tensor) -> Tensor:
     """What each routed layer gave its regions, as fractions per split: float32 [L, n]; [0, 0] without routers."""
     if not routings:
         return images.new_zeros(0, 0)
-    return torch.stack([routing.gate.detach().float().mean((0, 1, 2)) for routing in routings])
+    return torch.stack([routing.split_shares for routing in routings])
