@@ -18,7 +18,7 @@ import dge_models
 from dge_recipes.compress.crops import Crops
 from dge_recipes.compress.fidelity import Answers, Fidelity, answers_of, measure_fidelity
 
-__all__ = ["Distilled", "Lesson", "distill"]
+__all__ = ["Distilled", "Lesson", "answer_loss", "choose_parameters", "distill"]
 
 # Of norms, biases and layer scales alone: benchmarks/results/distillation-dinov2-*.json has what it gives. With a dozen
 # pictures to learn from, held-out errors rise after a few steps at any rate.
@@ -136,7 +136,7 @@ class _Course:
         self._began = time.perf_counter()
         self._device = next(dense.parameters()).device
         self._model = copy.deepcopy(start).eval()
-        self._parameters = _trained(self._model, lesson.all_weights)
+        self._parameters = choose_parameters(self._model, all_weights=lesson.all_weights)
         self._few = _spread(lesson.calibration, _SETTLED_ON)
         self._step, self._best = 0, 0
         self._curve: list[Point] = []
@@ -203,13 +203,22 @@ class _Course:
         return time.perf_counter() - self._began
 
 
-def _trained(model: nn.Module, all_weights: bool) -> list[nn.Parameter]:
-    """The parameters that learn; the others want no gradient."""
+def choose_parameters(model: nn.Module, *, all_weights: bool = False, routers_too: bool = False) -> list[nn.Parameter]:
+    """Have some parameters of a routed copy learn; the others want no gradient afterwards.
+
+    Args:
+        model: changed in place.
+        all_weights: all of them, not norms, biases and layer scales alone.
+        routers_too: the routers learn as well.
+
+    Returns:
+        Those that learn.
+    """
     routers = [module for module in model.modules() if isinstance(module, dge_models.Router)]
-    fixed = {id(parameter) for router in routers for parameter in router.parameters()}
+    of_routers = {id(parameter) for router in routers for parameter in router.parameters()}
     chosen = []
     for parameter in model.parameters():
-        learns = id(parameter) not in fixed and (all_weights or parameter.ndim == 1)
+        learns = routers_too if id(parameter) in of_routers else all_weights or parameter.ndim == 1
         parameter.requires_grad_(learns)
         if learns:
             chosen.append(parameter)
@@ -221,18 +230,28 @@ def _learn(
 ) -> None:
     with torch.no_grad():
         expected = answers_of(dense, images)
-    loss = _loss(answers_of(model, images), expected)
+    loss = answer_loss(answers_of(model, images), expected)
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, _CLIP, error_if_nonfinite=True)
     optimizer.step()
 
 
-def _loss(answers: Answers, expected: Answers) -> Tensor:
-    vector = 1 - F.cosine_similarity(answers.vector, expected.vector, dim=-1).mean()
+def answer_loss(answers: Answers, expected: Answers) -> Tensor:
+    """How far the answers of a copy are from the dense model's.
+
+    Args:
+        answers: of the copy, differentiable.
+        expected: the dense model's for the same pictures, without gradient.
+
+    Returns:
+        float32 [], the mean over the pictures of one minus the cosine of the class token (or pooled features), and
+        beside it of the divergence of the classes in nats, or without classes of one minus the tokens' cosine.
+    """
+    vector = 1 - F.cosine_similarity(answers.vector.float(), expected.vector.float(), dim=-1).mean()
     if answers.logits is None or expected.logits is None:
-        return vector + 1 - F.cosine_similarity(answers.tokens, expected.tokens, dim=-1).mean()
-    known, wanted = answers.logits.log_softmax(-1), expected.logits.log_softmax(-1)
+        return vector + 1 - F.cosine_similarity(answers.tokens.float(), expected.tokens.float(), dim=-1).mean()
+    known, wanted = answers.logits.float().log_softmax(-1), expected.logits.float().log_softmax(-1)
     return vector + F.kl_div(known, wanted, reduction="batchmean", log_target=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import dge_models
 
-__all__ = ["Answers", "Fidelity", "answers_of", "measure_fidelity", "reads_class_token"]
+__all__ = ["Answers", "Fidelity", "answers_of", "compare", "measure_fidelity", "reads_class_token"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def measure_fidelity(
         batches: pictures [B, 3, H, W]; at least one.
         device: of all models.
     """
-    sums = {name: torch.zeros(4, dtype=torch.float64) for name in models}
+    sums = {name: torch.zeros(5, dtype=torch.float64) for name in models}
     images = 0
     with torch.no_grad():
         for batch in batches:
@@ -91,28 +91,37 @@ def measure_fidelity(
             expected = answers_of(dense, pixels)
             images += len(pixels)
             for name, model in models.items():
-                sums[name] += _compare(model, pixels, expected)
+                sums[name] += compare(model, pixels, expected).sum(0)
     classifies = bool(getattr(dense, "num_classes", 0))
     found = {}
     for name, total in sums.items():
-        ratio, class_cosine, token_cosine, agreement = (total / images).tolist()
+        _, ratio, class_cosine, token_cosine, agreement = (total / images).tolist()
         found[name] = Fidelity(ratio, class_cosine, token_cosine, agreement if classifies else None)
     return found
 
 
-def _compare(model: nn.Module, pixels: Tensor, expected: Answers) -> Tensor:
-    """Sums over the pictures, in the order of :class:`Fidelity`."""
+def compare(model: nn.Module, pixels: Tensor, expected: Answers) -> Tensor:
+    """Compare a model with the dense one.
+
+    Args:
+        model: in evaluation mode, on the pictures' device.
+        pixels: [B, 3, H, W].
+        expected: what the dense model says of them.
+
+    Returns:
+        float64 [B, 5] on the CPU, of each picture: MACs, these over the dense model's, the cosines of the class token
+        (or pooled features) and, on average, of the tokens, and 1 where the likeliest class is the same, else 0.
+    """
     answers = answers_of(model, pixels)
     macs = dge_models.count_macs(model, pixels)
-    agreement = 0.0
+    same = torch.zeros(len(pixels))
     if answers.logits is not None and expected.logits is not None:
-        agreement = float((answers.logits.argmax(-1) == expected.logits.argmax(-1)).sum())
-    return torch.tensor(
-        [
-            float((macs.total / macs.static_total).sum()),
-            float(F.cosine_similarity(answers.vector.double(), expected.vector.double(), dim=-1).sum()),
-            float(F.cosine_similarity(answers.tokens.double(), expected.tokens.double(), dim=-1).mean(1).sum()),
-            agreement,
-        ],
-        dtype=torch.float64,
+        same = answers.logits.argmax(-1) == expected.logits.argmax(-1)
+    numbers = (
+        macs.total,
+        macs.total / macs.static_total,
+        F.cosine_similarity(answers.vector.double(), expected.vector.double(), dim=-1),
+        F.cosine_similarity(answers.tokens.double(), expected.tokens.double(), dim=-1).mean(1),
+        same,
     )
+    return torch.stack([each.double().cpu() for each in numbers], dim=1)
