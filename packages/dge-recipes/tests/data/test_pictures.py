@@ -95,7 +95,11 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 def test_what_needs_labels_refuses_pictures_and_the_rest_takes_them(tmp_path: Path) -> None:
     _write(tmp_path, 10)
-    config = load_config("deit_tiny_256", ["data.name=pictures", f"data.root={tmp_path}", "data.image_size=32"])
+    pictures = ["data.name=pictures", f"data.root={tmp_path}", "data.image_size=32"]
+    with pytest.raises(UserError, match=r"data\.name=pictures serves distillation; got task=classification"):
+        load_config("deit_tiny_256", pictures)
+    data = PicturesData(name="pictures", root=str(tmp_path), image_size=32)
+    config = load_config("deit_tiny_256").model_copy(update={"data": data})
     words = r"data.name: got pictures, which have no labels; .* such as imagefolder \(dge-compress takes pictures\)"
     with pytest.raises(UserError, match=words):
         build_data(config, 1)

@@ -19,8 +19,6 @@ __all__ = ["Crops", "read_crops", "with_crops"]
 
 _MOST = 512  # pictures
 _LARGER = 1.5  # than the crops, by the short side
-# Of a picture's area. Few pictures have to stand for many: their details too, and near as well as far.
-_SCALE = (0.15, 1.0)
 
 
 class Crops:
@@ -28,7 +26,7 @@ class Crops:
 
     Args:
         pictures: RGB.
-        section: size, normalisation and filter of the crops, and how often they are flipped.
+        section: size, scale, normalisation and filter of the crops, and how often they are flipped.
         seed: of the crops.
     """
 
@@ -38,7 +36,7 @@ class Crops:
             create_transform(
                 section.image_size,
                 is_training=True,
-                scale=_SCALE,
+                scale=section.crop_scale,
                 hflip=section.hflip,
                 color_jitter=0.0,
                 auto_augment=None,

@@ -11,8 +11,9 @@ from pydantic import Field
 
 from dge_recipes.data.decoding import decode
 from dge_recipes.data.image_files import LeftOut, extension, image_extensions, visible_files
-from dge_recipes.data.section import ImageData, ImageSource, Part
+from dge_recipes.data.section import ImageData, ImageSource, Part, Share
 from dge_recipes.errors import UserError
+from dge_recipes.sections import Count
 
 __all__ = ["PicturesData", "PicturesSource"]
 
@@ -20,15 +21,25 @@ _FEWEST = 2  # one to look at, and one to hold out
 
 
 class PicturesData(ImageData):
-    """root/ANY/PATH/IMAGE, without labels: what ``dge-compress`` looks at."""
+    """root/ANY/PATH/IMAGE, without labels: what ``dge-compress`` looks at, and distillation learns from."""
 
     labelled: ClassVar[bool] = False
+    tasks: ClassVar[tuple[str, ...]] = ("distillation",)
 
     name: Literal["pictures"]
     held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.1,
         description="share of the pictures that is held out, at least one; the paths of the pictures decide which "
         "(pictures)",
+    )
+    # Few pictures have to stand for many: their details too, and near as well as far.
+    crop_scale: tuple[Share, Share] = Field(
+        default=(0.15, 1.0),
+        strict=False,
+        description="training: smallest and largest share of an image's area that a random crop shows",
+    )
+    crops: Count = Field(
+        default=1, description="training: random crops that an epoch takes of every picture (pictures)"
     )
 
     def open(self, part: Part) -> ImageSource:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dge_recipes.data.image_files import LeftOut
 from dge_recipes.sections import Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["DataSection", "ImageData", "ImageSource", "Part", "PhotographData"]
 
 Part = Literal["train", "val"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class ImageSource(Protocol):
@@ -157,6 +158,11 @@ class ImageData(PhotographData):
         default=224 / 256, description="evaluation: centre crop's side over the resized short side"
     )
     interpolation: Literal["bilinear", "bicubic", "random"] = Field(default="bicubic", description="resizing filter")
+    crop_scale: tuple[Share, Share] = Field(
+        default=(0.08, 1.0),
+        strict=False,
+        description="training: smallest and largest share of an image's area that a random crop shows",
+    )
     auto_augment: str | None = Field(
         default="rand-m9-mstd0.5-inc1", description="training: timm's policy string, null for none"
     )
@@ -167,6 +173,13 @@ class ImageData(PhotographData):
     repeats: Count = Field(
         default=1, description="training: times that an image is drawn in one epoch (repeated augmentation)"
     )
+
+    @model_validator(mode="after")
+    def _check_crops(self) -> "ImageData":
+        smallest, largest = self.crop_scale
+        if smallest > largest:
+            raise ValueError(f"data.crop_scale: got {[smallest, largest]}, expected the smallest share first")
+        return self
 
     def open(self, part: Part) -> ImageSource:
         """The training or the held-out images.

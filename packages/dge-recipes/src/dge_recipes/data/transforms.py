@@ -58,6 +58,7 @@ def training_transform(config: ImageData) -> Transform:
         steps = create_transform(
             config.image_size,
             is_training=True,
+            scale=config.crop_scale,
             hflip=config.hflip,
             color_jitter=config.color_jitter,
             auto_augment=config.auto_augment,
