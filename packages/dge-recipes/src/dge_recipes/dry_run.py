@@ -67,6 +67,11 @@ def _weights(config: Config, replaced: list[str]) -> Config:
         replaced.append(f"distillation.weights={teacher} does not exist: going on without a teacher")
         without = config.distillation.model_copy(update={"kind": "none"})
         config = config.model_copy(update={"distillation": without})
+    if config.task == "distillation" and config.model.init_from is None and not config.model.name.startswith("local-"):
+        if source is None:
+            replaced.append(f"the weights of {config.model.name} are not looked for: starting from random ones")
+        kwargs = {**config.model.kwargs, "pretrained": False}
+        config = config.model_copy(update={"model": config.model.model_copy(update={"kwargs": kwargs})})
     return config
 
 

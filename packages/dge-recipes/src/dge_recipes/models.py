@@ -27,6 +27,7 @@ __all__ = [
     "open_recipe",
     "open_weights",
     "output_names",
+    "own_classes",
     "routed_part",
     "try_images",
 ]
@@ -121,6 +122,24 @@ def output_names(model: nn.Module) -> tuple[str, ...] | None:
         numbered = {int(number): str(name) for number, name in names.items()}
         names = [numbered[number] for number in sorted(numbered)] if set(numbered) == set(range(len(names))) else None
     return None if names is None else tuple(map(str, names))
+
+
+def own_classes(config: ModelConfig) -> Classes:
+    """What a recipe's model tells apart by itself, whatever the data: as its weights do; 0 classes without a head.
+
+    Args:
+        config: the ``model`` section. Nothing is loaded: of ``init_from`` the head's shape is read, else of the named
+            model its description.
+
+    Raises:
+        UserError: an unknown model or argument, or no weights at ``init_from``.
+    """
+    if config.init_from is not None:
+        return stored_classes(weights_file(config.init_from)[0]) or Classes(0)
+    with torch.device("meta"):
+        model: Any = _create(config.name, {key: value for key, value in config.kwargs.items() if key != "pretrained"})
+    names = output_names(model)
+    return Classes(int(model.num_classes), names if names is not None and len(names) == model.num_classes else None)
 
 
 def name_outputs(model: nn.Module, names: Sequence[str] | None) -> None:
@@ -289,7 +308,7 @@ def open_recipe(settings: ModelConfig, source: str, *, ema: bool = False, best: 
         UserError: nothing there, an unknown model, or weights that do not fit.
     """
     path, in_file = weights_file(source, best=best, ema=ema)
-    classes = stored_classes(path) or Classes(1000)  # where it cannot be told, loading says what does not fit
+    classes = stored_classes(path) or Classes(0)  # without a head there is none
     network = create_model(settings, classes.count, init=False)
     load_weights(network, str(path), ema=in_file)
     name_outputs(network, classes.names)

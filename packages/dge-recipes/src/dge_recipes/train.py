@@ -89,6 +89,8 @@ def train(config: Config, *, resume: str | None = None, overwrite: bool = False)
 
 def _train(run: Run) -> None:
     progress = run.progress
+    if run.task.judges_start and progress.step == 0 and progress.best_score < 0:  # else it was judged before a stop
+        _finish_epoch(run)
     while progress.finished_epochs < run.config.train.epochs:
         if progress.epoch == progress.finished_epochs:  # else it was stopped between an epoch and its evaluation
             train_epoch(run)
@@ -377,7 +379,7 @@ def _tell_bad(run: Run) -> str:
 
 
 def _finish_epoch(run: Run) -> None:
-    """Evaluate and save after an epoch, as often as the configuration says and after the last."""
+    """Evaluate and save after an epoch, as often as the configuration says and after the last; or before the first."""
     config, progress = run.config, run.progress
     last = progress.step == run.total_steps
     best = None

@@ -25,6 +25,7 @@ from dge_models import Router
 from dge_recipes.checkpoints.atomic_files import write_text
 from dge_recipes.classes import Classes, match_classes
 from dge_recipes.config import Config, ImageData
+from dge_recipes.config.task_keys import HEADS
 from dge_recipes.data.decoding import decode, in_one_line, naming
 from dge_recipes.data.image_files import LeftOut, extension, image_extensions, is_hidden
 from dge_recipes.data.image_sets import plain_images
@@ -91,7 +92,7 @@ def visualize(
     Raises:
         UserError: weights that do not fit, a model without routers, or images that are none or of another size.
     """
-    if target.config.task != "classification":
+    if target.config.task in HEADS:
         from dge_recipes.visualize_dense import draw_found  # with libraries that the rest does without
 
         return draw_found(target, paths, ema=ema, layers=layers)
@@ -164,7 +165,8 @@ def draw_overlays(
         caption = f"{share:.0%} of the dense MACs"
         picture = dge_models.draw_trace(torch.stack([shown]), traced, splits, layers=layers, captions=[caption])
         name = None if names is None else names[guess]
-        overlays.append(Overlay(path, picture, share, guess, confidence, name))
+        found = None if model.num_classes else "no classes"
+        overlays.append(Overlay(path, picture, share, guess, confidence, name, found))
     return overlays
 
 

@@ -21,6 +21,7 @@ from dge_recipes.config.schema import (
     OptimConfig,
     OutputConfig,
     ScheduleConfig,
+    StudentConfig,
     TrainConfig,
 )
 from dge_recipes.config.task_keys import need_classification
@@ -62,6 +63,7 @@ __all__ = [
     "ScheduleConfig",
     "SegmentationFolderData",
     "ShapesData",
+    "StudentConfig",
     "TarData",
     "TrainConfig",
     "WebDatasetData",

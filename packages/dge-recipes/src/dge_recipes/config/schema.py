@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dge_recipes.config.head import HeadConfig
+from dge_recipes.config.student import StudentConfig
 from dge_recipes.data.registry import DataConfig
 from dge_recipes.sections import Beta, Count, Fraction, NonNegative, NonNegativeInt, Positive, Section
 
@@ -25,6 +26,7 @@ __all__ = [
     "OptimConfig",
     "OutputConfig",
     "ScheduleConfig",
+    "StudentConfig",
     "TrainConfig",
 ]
 
@@ -108,10 +110,11 @@ class ScheduleConfig(Section):
 class BudgetConfig(Section):
     """What holds the whole model's MACs down; unused by models without routers."""
 
-    kind: Literal["loss", "controller", "random"] = Field(
+    kind: Literal["loss", "controller", "random", "set"] = Field(
         default="loss",
         description="loss: the paper's penalty weight * (ratio - target)^2; controller: a learned price that meets "
-        "the target; random: a ratio from target to high drawn for each step, so that dge-eval --budget can choose",
+        "the target; random: a ratio from target to high drawn for each step, so that dge-eval --budget can choose; "
+        "set (distillation): routers stay as they were fitted, and before every evaluation are shifted to the target",
     )
     target: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.5, description="aim for dynamic / dense MACs; the smallest of them where kind is random"
@@ -204,7 +207,7 @@ class OutputConfig(Section):
 class Config(Section):
     """One run: ``dge-train --config`` reads it, ``config.yaml`` in the run's folder records it."""
 
-    task: Literal["classification", "detection", "segmentation"] = Field(
+    task: Literal["classification", "detection", "segmentation", "distillation"] = Field(
         default="classification", description="what the model learns"
     )
     model: ModelConfig
@@ -215,6 +218,7 @@ class Config(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     budget: BudgetConfig = BudgetConfig()
     distillation: DistillationConfig = DistillationConfig()
+    student: StudentConfig = StudentConfig()
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()

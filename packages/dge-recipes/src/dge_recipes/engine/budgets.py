@@ -30,6 +30,10 @@ def build_budget(config: BudgetConfig, seed: int) -> BudgetTerm:
     try:
         if config.kind == "controller":
             return dge_models.BudgetController(config.target, **weight, **rate)
+        if config.kind == "set":
+            from dge_recipes.engine.fitted_routers import KeptRouters  # with all that fitting needs
+
+            return KeptRouters(config.target)
         if config.kind == "random":
             return dge_models.RandomBudget(config.target, config.high, seed=seed, **weight, **rate)
         return dge_models.BudgetLoss(config.target, **weight)

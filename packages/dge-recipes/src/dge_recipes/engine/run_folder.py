@@ -16,7 +16,7 @@ from dge_recipes.data.images import UNREADABLE_FILE
 from dge_recipes.engine.non_finite import BAD_BATCHES
 from dge_recipes.errors import MachineError, UserError
 
-__all__ = ["CONFIG_FILE", "LOCK_FILE", "METRICS_FILE", "SUMMARY_FILE"]
+__all__ = ["CONFIG_FILE", "CURVE_FILE", "LOCK_FILE", "METRICS_FILE", "SUMMARY_FILE"]
 __all__ += [
     "check_still_there",
     "claim_run_folder",
@@ -29,6 +29,7 @@ __all__ += [
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+CURVE_FILE = "curve.png"
 LOCK_FILE = ".lock"
 
 _LOG = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _continues(folder: Path, resume: str | None, checkpoint: Path | None) -> boo
 
 def _remove_run(folder: Path) -> None:
     """Delete what a run writes, and nothing else that may lie beside it."""
-    for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, UNREADABLE_FILE):
+    for name in (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, CURVE_FILE, UNREADABLE_FILE):
         (folder / name).unlink(missing_ok=True)
     for name in (CHECKPOINTS, "tensorboard", BAD_BATCHES):
         if (folder / name).is_dir():
@@ -145,14 +146,20 @@ def _check_same_run(config: Config, checkpoint: Path) -> None:
     if not recorded.is_file():
         return
     before, now = _flat(load_config(str(recorded))), _flat(config)
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and _matters(key)]
+    free = _free_keys(config)
+    changed = [
+        key
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key) and key not in free and key.split(".")[0] not in _FREE
+    ]
     if changed:
         shown = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:3])
         raise UserError(f"cannot continue {checkpoint}: {shown}; expected the same configuration")
 
 
-def _matters(key: str) -> bool:
-    return key not in _FREE_KEYS and key.split(".")[0] not in _FREE
+def _free_keys(config: Config) -> set[str]:
+    # An evaluation that shifts the routers has a part in what is learnt after it.
+    return _FREE_KEYS - {"train.eval_every"} if config.budget.kind == "set" else _FREE_KEYS
 
 
 def _flat(config: Config) -> dict[str, Any]:

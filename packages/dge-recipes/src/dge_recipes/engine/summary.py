@@ -7,6 +7,7 @@ from typing import Any
 from dge_recipes.checkpoints.atomic_files import write_text
 from dge_recipes.data.images import UNREADABLE_FILE
 from dge_recipes.data.section import ImageSource
+from dge_recipes.engine.history import draw_history
 from dge_recipes.engine.run import Run
 from dge_recipes.engine.run_folder import SUMMARY_FILE
 from dge_recipes.engine.sharding import local_part, whole_model
@@ -41,6 +42,8 @@ def write_summary(run: Run) -> dict[str, Any]:
         summary["ema"] = run.evaluations["ema"].as_dict()
     path = Path(config.output.dir) / SUMMARY_FILE
     on_main_process(accelerator, lambda: write_text(path, json.dumps(summary, indent=2) + "\n"))
+    if run.task.curves:
+        on_main_process(accelerator, lambda: draw_history(run.folder, run.task.curves))
     if accelerator.is_main_process:
         print(run.task.table(summary["model"], evaluation, summary["images_per_second"]))
     return summary

@@ -17,6 +17,10 @@ def task_of(config: Config) -> Task:
         from dge_recipes.tasks.segmentation import Segmentation
 
         return Segmentation()
+    if config.task == "distillation":
+        from dge_recipes.tasks.distillation import Distillation
+
+        return Distillation(config)
     from dge_recipes.tasks.classification import Classification
 
     return Classification()

@@ -29,6 +29,8 @@ class Classification:
     """See :class:`dge_recipes.tasks.Task`. Batches are images float32 [B, C, H, W] and labels int64 [B]."""
 
     score_name, score_label = "acc1", "Acc@1 (%)"
+    curves: tuple[str, ...] = ()
+    judges_start = False
 
     def build_data(self, config: Config, num_processes: int) -> tuple[TrainingData, HeldOutData]:
         """See :func:`dge_recipes.data.build_data`."""

@@ -40,6 +40,9 @@ Found = TypeVar("Found", bound=TaskEvaluation)
 class DenseTask:
     """The parts of :class:`dge_recipes.tasks.Task` that detection and segmentation have in common."""
 
+    curves: tuple[str, ...] = ()
+    judges_start = False
+
     def backbone(self, model: nn.Module) -> nn.Module:
         """The pyramid or the vision transformer inside."""
         return next((part for part in model.modules() if hasattr(part, "set_grad_checkpointing")), model)

@@ -51,10 +51,14 @@ class Task(Protocol):
     Attributes:
         score_name: what ``as_dict()`` of an evaluation calls its score.
         score_label: what pictures call it, with its unit.
+        curves: which of its numbers are drawn over the epochs when a run ends; empty for no picture.
+        judges_start: whether what a run starts from is evaluated and saved too, as good enough to be the best.
     """
 
     score_name: str
     score_label: str
+    curves: tuple[str, ...]
+    judges_start: bool
 
     def build_data(self, config: Config, num_processes: int) -> tuple[TrainingData, HeldOutData]:
         """The training and the held-out set of a run, of the same classes.
