@@ -21,14 +21,16 @@ _SMALL = {
     "detection": ["data.image_size=200", "head.short_side=200", "head.long_side=200"],
     "segmentation": ["data.image_size=128"],
 }
-_COMPLETE = {"digits", "digits_dense", "shapes_dense"}  # need neither data nor weights from elsewhere
+_MADE_SMALL = ("digits", "scenes")
+_SCENES = {f"scenes_{task}{twin}" for task in ("detection", "segmentation") for twin in ("", "_dense")}
+_COMPLETE = {"digits", "digits_dense", "shapes_dense", *_SCENES}  # need neither data nor weights from elsewhere
 
 
 @pytest.mark.parametrize("name", list_configs())
 def test_shipped_recipe(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where none of the recipes' data is
     task, family = load_config(name).task, load_config(name).model.name.split("_")[0]
-    small = [] if name.startswith("digits") else [_SHALLOW[family], *_SMALL.get(task, [])]
+    small = [] if name.startswith(_MADE_SMALL) else [_SHALLOW[family], *_SMALL.get(task, [])]
     config = load_config(name, small)
     facts = dry_run(config)
     least, most = _LOSSES.get(task, (0.1, 12))
