@@ -19,7 +19,8 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from dge_models import SimpleFeaturePyramid
+from dge_models import SimpleFeaturePyramid, follow_padding
+from dge_models.padding import FollowsPadding
 from dge_recipes.config.head import DETECTORS, HeadConfig
 from dge_recipes.dense.backbones import Maps, build_maps, own_strides
 from dge_recipes.errors import UserError
@@ -29,7 +30,6 @@ __all__ = ["MOST_PROPOSALS", "ExtendedPyramid", "FPNBackbone", "build_detector"]
 MOST_PROPOSALS = 1000
 """Proposals of an image that a two-stage detector looks at in evaluation, at most (torchvision's own number)."""
 
-_STRIDES = {"retinanet": (8, 16, 32, 64, 128), "faster_rcnn": (4, 8, 16, 32, 64), "mask_rcnn": (4, 8, 16, 32, 64)}
 _RATIOS = (0.5, 1.0, 2.0)
 _NORM_GROUPS = 32
 
@@ -82,7 +82,8 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
     """A detector of torchvision.
 
     Images come normalised and in their own sizes: the detector resizes them, pads them to one batch, and gives boxes
-    in the pixels of what it was given. Its labels start at 1, as torchvision has it.
+    in the pixels of what it was given. Its labels start at 1, as torchvision has it. A backbone of dge_models is told
+    what is padding (``dge_models.follow_padding``), one of timm's own is not.
 
     Args:
         backbone: from :func:`~dge_recipes.dense.backbones.create_backbone`; it becomes part of the detector. A pyramid
@@ -102,7 +103,7 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
     if head.kind not in DETECTORS:
         raise UserError(f"head.kind: got {head.kind}, expected one of {', '.join(DETECTORS)} for detection")
     retinanet = head.kind == "retinanet"
-    strides = head.strides or _STRIDES[head.kind]
+    strides = head.strides or _usual_strides(backbone, retinanet=retinanet)
     body, levels = _with_neck(backbone, head, strides, retinanet=retinanet)
     scale = head.anchor_scale or (4.0 if retinanet else 8.0)
     octaves = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)) if retinanet else (1.0,)
@@ -118,7 +119,7 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
         towers = RetinaNetHead(
             head.channels, anchors.num_anchors_per_location()[0], num_classes + 1, norm_layer=_norm(head)
         )
-        return RetinaNet(
+        detector = RetinaNet(
             body,
             num_classes + 1,
             anchor_generator=anchors,
@@ -127,7 +128,11 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
             detections_per_img=head.detections_per_image,
             **resizing,
         )
-    return _two_stages(body, head, num_classes, anchors, levels, resizing)
+    else:
+        detector = _two_stages(body, head, num_classes, anchors, levels, resizing)
+    if any(isinstance(part, FollowsPadding) for part in detector.modules()):
+        follow_padding(detector)
+    return detector
 
 
 def _two_stages(
@@ -158,6 +163,13 @@ def _two_stages(
         mask_predictor=MaskRCNNPredictor(head.channels, head.channels, num_classes + 1),
         **options,
     )
+
+
+def _usual_strides(backbone: nn.Module, *, retinanet: bool) -> tuple[int, ...]:
+    """The backbone's own and what comes above: 8 to 128 for RetinaNet, 4 to 64 for the others, where its first is 4."""
+    own = own_strides(backbone)
+    used, extra = (own[1:], 2) if retinanet else (own, 1)
+    return (*used, *(own[-1] * 2 ** (index + 1) for index in range(extra))) if own else ()
 
 
 def _with_neck(
