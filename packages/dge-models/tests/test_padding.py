@@ -247,6 +247,17 @@ def test_a_batch_that_is_smaller_than_whole_cells_gives_what_fits() -> None:
     assert routings[0].grid == (16, 24)
 
 
+def test_a_map_that_is_coarser_than_the_batch_has_one_cell() -> None:
+    pyramid = SimpleFeaturePyramid(_vit(num_classes=0)(), out_channels=8, scales=(1, 0.5, 0.25, 0.125)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        plain = _maps(pyramid, images)
+        with padded(pyramid, [(32, 32), (20, 32)]):
+            maps = _maps(pyramid, images)
+    assert [part.shape for part in maps] == [part.shape for part in plain]
+    assert tuple(plain[-1].shape[2:]) == (1, 1)
+
+
 def test_models_that_merge_tokens_follow_padding() -> None:
     torch.manual_seed(0)
     model = merge_tokens(_vit(global_pool="avg", class_token=False)().eval(), 0.8, adaptive=False)

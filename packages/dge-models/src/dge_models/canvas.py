@@ -250,7 +250,7 @@ class _Layout:
     def _scaled(self, length: Size, size: Size) -> Size:
         """What is so long at the first group's size, at another one: both are made of the same strides."""
         own = self.groups[0].size
-        return size[0] * length[0] // own[0], size[1] * length[1] // own[1]
+        return max(1, size[0] * length[0] // own[0]), max(1, size[1] * length[1] // own[1])
 
     def _tensor(self, parts: list[Tensor]) -> Tensor:
         if parts[0].ndim == 4:

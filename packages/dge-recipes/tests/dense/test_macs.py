@@ -67,3 +67,15 @@ def test_sizes_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> 
     for width in (64, 96, 128):
         assert forward_counted(model, torch.zeros(1, 3, 64, width))[1].neck == first.neck * width / 32
     assert list(macs._counted[model]) == [(64, 96), (64, 128)]
+
+
+@pytest.mark.parametrize("routed", [False, True])
+@pytest.mark.parametrize("backbone", [pyramid, vit])
+def test_a_backbone_spends_nothing_on_what_a_detector_pads(routed: bool, backbone: Any) -> None:
+    model = scattered(detector("retinanet", backbone(routed), strides=(8, 16, 32), long_side=96)).eval()
+    wide, tall = torch.randn(3, 64, 96), torch.randn(3, 96, 64)
+    _, together = forward_counted(model, [wide, tall])
+    alone = [forward_counted(model, [image])[1] for image in (wide, tall)]
+    assert together.backbone.tolist() == [float(counts.backbone) for counts in alone]
+    assert together.static_backbone == alone[0].static_backbone == alone[1].static_backbone
+    assert together.neck == alone[0].neck * 1.5

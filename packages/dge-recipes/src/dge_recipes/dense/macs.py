@@ -25,11 +25,13 @@ _counted: "WeakKeyDictionary[nn.Module, OrderedDict[tuple[int, int], tuple[float
 
 @dataclass(frozen=True)
 class PartMacs:
-    """Multiply-accumulates per image of a batch of B, at the size (H, W) of the padded batch.
+    """Multiply-accumulates per image of a batch of B.
+
+    A detector pads images to one size. Its backbone does not compute the padding, neck and head do.
 
     Attributes:
         backbone: float64 [B], as the images were routed; the parts of the network that ``dge_models`` counts.
-        static_backbone: with every query computed.
+        static_backbone: with every query computed; the mean over the images, where their sizes differ.
         neck: between the backbone's tokens or stages and the head: FPN, the levels of a simple feature pyramid,
             and a segmenter's decoder.
         head: what finds classes and boxes. Of a two-stage detector with as many proposals as it looks at and as many
@@ -43,7 +45,7 @@ class PartMacs:
 
     @property
     def ratio(self) -> Tensor:
-        """float64 [B], the backbone's MACs over those with every query computed."""
+        """float64 [B], the backbone's MACs over those with every query computed (the mean of these)."""
         return self.backbone / self.static_backbone
 
 
@@ -57,9 +59,13 @@ def forward_counted(network: nn.Module, images: Any) -> tuple[Any, PartMacs]:
     Returns:
         What the network returns, and the counts, on the CPU.
     """
-    sizes: list[torch.Size] = []
+    shapes: list[torch.Size] = []
+    own_sizes: list[list[tuple[int, int]]] = []
     backbone: nn.Module = network.encoder if isinstance(network, Segmenter) else network.backbone  # type: ignore[assignment]
-    handle = backbone.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape))
+    handles = [backbone.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))]
+    if not isinstance(network, Segmenter):
+        transform: nn.Module = network.transform  # type: ignore[assignment]
+        handles.append(transform.register_forward_hook(lambda _, __, out: own_sizes.append(out[0].image_sizes)))
     routings: Sequence[Routing] = ()
     try:
         if routed_backbone(network) is None:
@@ -69,14 +75,32 @@ def forward_counted(network: nn.Module, images: Any) -> tuple[Any, PartMacs]:
                 output = network(images)
             routings = collected.routings
     finally:
-        handle.remove()
-    shape = sizes[0]
+        for handle in handles:
+            handle.remove()
+    shape = shapes[0]
     if routings:
         counts = dge_models.count_from_routings(collected.model, routings, routings[0].grid, shape[0])
-    else:  # every image costs the same; only their shape is looked at
-        counts = dge_models.count_macs(network, torch.empty(shape, device="meta"))
+        spent, static = counts.total, counts.static_total
+    else:
+        spent = _unrouted(network, shape, own_sizes[0] if own_sizes else [(shape[2], shape[3])] * shape[0])
+        static = float(spent.mean())
     neck, head = _neck_and_head(network, (shape[2], shape[3]))
-    return output, PartMacs(counts.total, counts.static_total, neck, head)
+    return output, PartMacs(spent, static, neck, head)
+
+
+def _unrouted(network: nn.Module, shape: torch.Size, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """float64 [B], what a backbone without routers spends on images of these sizes."""
+    follower: Any = next(part for part in network.modules() if hasattr(part, "size_multiple"))
+    multiple = follower.size_multiple()
+    run = [
+        tuple(min(-(-side // each) * each, most) for side, each, most in zip(size, multiple, shape[2:], strict=True))
+        for size in sizes
+    ]
+    known = {
+        size: dge_models.count_macs(network, torch.empty(1, shape[1], *size, device="meta")).static_total
+        for size in set(run)
+    }
+    return torch.tensor([known[size] for size in run], dtype=torch.float64)
 
 
 def _neck_and_head(network: nn.Module, size: tuple[int, int]) -> tuple[float, float]:
