@@ -53,6 +53,7 @@ TEST_TOOLS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "numpy")
 EXPORT_TOOLS = ("onnx", "onnxscript", "onnxruntime")
 DENSE = ("faster-coco-eval", "pycocotools", "segmentation-models-pytorch", "torchmetrics")
 COMPANIONS = ("peft", "torchao", "accelerate", "transformers", "onnx", "onnxscript", "openvino")
+COMPANIONS += ("segmentation-models-pytorch",)
 STYLE_TOOLS = ("ruff", "clang-format")
 TYPING_TOOLS = ("mypy", "types-PyYAML")
 DOCS_TOOLS = ("mkdocs", "mkdocs-material", "mkdocstrings[python]", "ruff")
@@ -230,7 +231,7 @@ def companions(session: nox.Session) -> None:
 def recipes(session: nox.Session) -> None:
     """dge-recipes, with training and evaluation in one and in several processes."""
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
-    install(session, *TEST_TOOLS, *EXPORT_TOOLS, "datasets", kernels_wheel(session), *local)
+    install(session, *TEST_TOOLS, *EXPORT_TOOLS, *DENSE, "datasets", kernels_wheel(session), *local)
     pytest(session, "dge-recipes", processes=2)
 
 
