@@ -26,8 +26,8 @@ class HeadConfig(Section):
     strides: tuple[Count, ...] | None = Field(
         default=None,
         strict=False,
-        description="input pixels per cell of the maps that the head sees, finest first; null: the "
-        "backbone's own, and in detection coarser ones above: 8 to 128 of retinanet, 4 to 64 of the others, on a pyramid",
+        description="input pixels per cell of the maps that the head sees, finest first; null: the backbone's own, and "
+        "in detection coarser ones above: on a pyramid 8 to 128 of retinanet, 4 to 64 of the others",
     )
     anchor_scale: Positive | None = Field(
         default=None,
