@@ -102,7 +102,10 @@ def _summary(dense: dict[str, Any], dge: dict[str, Any], speed: Comparison, shar
         },
         "held_out_images": dge["images"],
         "timing": {"batch_size": _BATCH, "rounds": speed.rounds, "statistic": "median of alternating runs"},
-        **{key: dge[key] for key in ("seed", "num_processes", "device", "cpu_threads", "torch", "timm")},
+        **{
+            key: dge[key]
+            for key in ("seed", "num_processes", "device", "cpu_threads", "cpu_capability", "torch", "timm")
+        },
     }
 
 

@@ -97,6 +97,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
 
     from dge_recipes.benchmark import benchmark_table, build_pair, build_task_pair, measure, write_report
     from dge_recipes.devices import find_device
+    from dge_recipes.evaluation.speed import device_facts
     from dge_recipes.models import display_name
 
     if options.threads is not None:
@@ -126,8 +127,7 @@ def _run(options: argparse.Namespace, given: Sequence[str]) -> None:
         "routing": pair.routing,
         "mac_ratio": round(pair.mac_ratio, 4),
         "precision": options.precision,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_threads": torch.get_num_threads(),
+        **device_facts(device),
         "rounds": options.rounds,
         "torch": torch.__version__,
     }

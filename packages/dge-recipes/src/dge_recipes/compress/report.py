@@ -14,6 +14,7 @@ import dge_recipes
 from dge_recipes.compress.choice import Result
 from dge_recipes.compress.methods import Attempt
 from dge_recipes.data.section import ImageData
+from dge_recipes.evaluation.speed import device_facts
 from dge_recipes.models import is_routed
 
 __all__ = ["compress_table", "draw_work", "machine"]
@@ -62,8 +63,7 @@ def draw_work(model: nn.Module, images: Tensor, section: ImageData) -> Image.Ima
 def machine(device: torch.device) -> dict[str, Any]:
     """What it was measured on, and with which versions."""
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_threads": torch.get_num_threads(),
+        **device_facts(device),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm")},
         "dge_models": dge_models.__version__,

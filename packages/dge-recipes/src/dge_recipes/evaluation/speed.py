@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from dge_recipes.processes import on_main_process
 
-__all__ = ["first_images", "images_per_second", "machine_facts", "measure_speed", "time_forwards"]
+__all__ = ["device_facts", "first_images", "images_per_second", "machine_facts", "measure_speed", "time_forwards"]
 
 
 def time_forwards(
@@ -67,14 +67,22 @@ def _synchronize(images: Tensor | Sequence[Tensor]) -> None:
         torch.accelerator.synchronize(device)
 
 
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """What computes: the device, CPU threads, and the vector instructions that torch uses, on which rounding depends."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu_threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def machine_facts(accelerator: Accelerator) -> dict[str, Any]:
     """What ran: processes that really took part, device, precision and versions."""
     device = accelerator.device
     return {
         "num_processes": accelerator.num_processes,
         "distributed": accelerator.distributed_type.value,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_threads": torch.get_num_threads(),
+        **device_facts(device),
         "mixed_precision": accelerator.mixed_precision,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "timm", "accelerate")},
