@@ -24,7 +24,7 @@ from benchmarks.pretrained.photographs import (
 from benchmarks.pretrained.versions import commit
 from benchmarks.pretrained.weights import dinov2_small
 from dge_recipes.cli import command_parser, run_command
-from dge_recipes.compress.crops import Crops, with_crops
+from dge_recipes.compress.crops import FITTED_ON, Crops, with_crops
 from dge_recipes.compress.distill import Lesson, distill
 from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
 from dge_recipes.compress.pictures import pictures_section
@@ -42,7 +42,6 @@ pictures of another kind ("other"), which nothing was found on. No picture is in
   python -m benchmarks.pretrained.distillation --downloads DIR --minutes 5 --lr 2e-4    another rate, for a look
 """
 _BATCH = 8
-_FITTED_ON = 64
 _STOPS, _MEASURES = (6,), (1, 5, 8)  # last digit of a picture's number
 _CPU = torch.device("cpu")
 
@@ -78,7 +77,7 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
     )
     crops = Crops(small_pictures(learned, round(1.5 * size)), pictures_section(options.downloads, view_of(size), ()), 0)
     start = dge_models.from_timm(dense, tuple(options.splits))
-    dge_models.fit_routers(start, with_crops(calibration, crops, _FITTED_ON), options.ratio, calibration=calibration)
+    dge_models.fit_routers(start, with_crops(calibration, crops, FITTED_ON), options.ratio, calibration=calibration)
     start.eval()
     curve: list[dict[str, Any]] = []
 

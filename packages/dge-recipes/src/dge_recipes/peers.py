@@ -123,9 +123,11 @@ PEERS = ("merge, published", "merge, ragged", "DGE (2,1), fitted", "DGE (4,2,1),
 """Names of the ways to make a cheaper copy, as tables have them."""
 
 
-def _makers(dense: nn.Module, calibration: Sequence[Tensor]) -> dict[str, Callable[[float], nn.Module]]:
+def _makers(
+    dense: nn.Module, calibration: Sequence[Tensor], fitted_on: Sequence[Tensor]
+) -> dict[str, Callable[[float], nn.Module]]:
     """By name: what makes a copy at a ratio."""
-    routers = [FittedRouters(dense, splits, calibration) for splits in ((2, 1), (4, 2, 1))]
+    routers = [FittedRouters(dense, splits, fitted_on) for splits in ((2, 1), (4, 2, 1))]
     ways: list[Callable[[float], nn.Module]] = [
         lambda ratio: published_merging(dense, ratio, calibration[0]),
         lambda ratio: dge_models.merge_tokens(dense, ratio, calibration),
@@ -140,6 +142,8 @@ def make_peers(
     calibration: Sequence[Tensor],
     pictures: Sequence[Tensor],
     tell: Callable[[str], None] = lambda _: None,
+    *,
+    fitted_on: Sequence[Tensor] | None = None,
 ) -> tuple[list[Peer], dict[str, nn.Module], dict[str, str]]:
     """Make every method's copies, and compare them with the dense model.
 
@@ -149,6 +153,7 @@ def make_peers(
         calibration: batches [B, 3, H, W] on that device.
         pictures: the same, of others.
         tell: called with a line whenever something begins.
+        fitted_on: that routers are fitted on, the same pictures and crops of them; None: `calibration` alone.
 
     Returns:
         The peers, their models by name, and by name why there is no model.
@@ -156,7 +161,7 @@ def make_peers(
     models: dict[str, nn.Module] = {}
     reasons: dict[str, str] = {}
     made: list[tuple[str, float, float]] = []
-    makers = _makers(dense, calibration)
+    makers = _makers(dense, calibration, calibration if fitted_on is None else fitted_on)
     for ratio in ratios:
         for method, make in makers.items():
             name = _name(method, ratio)

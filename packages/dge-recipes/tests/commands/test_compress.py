@@ -68,7 +68,7 @@ def test_the_method_that_is_asked_for(method: str, model: str, photos: Path, tmp
 def test_distillation_takes_the_time_that_is_left(
     model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attempts, "_FITTED_ON", 0)  # routing leaves more of the few seconds
+    monkeypatch.setattr(attempts, "FITTED_ON", 0)  # routing leaves more of the few seconds
     out = tmp_path / "out"
     options = ["--method", "distill", "--minutes", "0.1"]
     assert main([model, "--images", str(photos), "--ratio", "0.7", "--output", str(out), *options]) == 0

@@ -28,6 +28,7 @@ def test_methods_side_by_side(model: str, photos: Path, tmp_path: Path, capsys: 
     report = json.loads((out / "peers.json").read_text(encoding="utf-8"))
     assert report["command"].startswith(f"dge-benchmark --peers --model {model}")
     assert (report["calibration_pictures"], report["pictures"]) == (4, 4)
+    assert report["routers_fitted_on"] == 64  # with crops
     assert {each["method"] for each in report["peers"]} >= {"merge, published", "merge, ragged"}
     timed = {(each["model"], each["batch"]) for each in report["measurements"]}
     assert timed == {(name, batch) for name in ("dense", *_names(report)) for batch in (1, 2)}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["run_peers"]
 
 _LIMIT = 256  # pictures of each kind
+_SHARE = 0.5  # of one folder that is compared on
 
 
 def run_peers(options: argparse.Namespace, batches: Sequence[int], dtype: Any, given: Sequence[str]) -> None:
@@ -43,10 +44,11 @@ def run_peers(options: argparse.Namespace, batches: Sequence[int], dtype: Any, g
 
     device = find_device(options.device)
     dense = load_dense(options.model, options.image_size)
-    calibration, pictures = _pictures(options, dense.view)
-    calibration, pictures = ([batch.to(device) for batch in each] for each in (calibration, pictures))
+    calibration, fitted_on, pictures = (
+        [batch.to(device) for batch in batches] for batches in _pictures(options, dense.view)
+    )
     model = dense.model.to(device)
-    peers, models, reasons = make_peers(model, ratios, calibration, pictures, _tell)
+    peers, models, reasons = make_peers(model, ratios, calibration, pictures, _tell, fitted_on=fitted_on)
     _tell("timing")
     backend = options.backend if options.compile else None
     found = compare_peers(model, models, pictures, batches, backend=backend, rounds=options.rounds, dtype=dtype)
@@ -56,6 +58,7 @@ def run_peers(options: argparse.Namespace, batches: Sequence[int], dtype: Any, g
         "image_size": dense.view["image_size"],
         "class_cosine_of": "class token" if reads_class_token(model) else "pooled features",
         "calibration_pictures": sum(map(len, calibration)),
+        "routers_fitted_on": sum(map(len, fitted_on)),
         "pictures": sum(map(len, pictures)),
         "precision": options.precision,
         "rounds": options.rounds,
@@ -74,19 +77,23 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--image-size {options.image_size}: expected at least 1")
 
 
-def _pictures(options: argparse.Namespace, view: dict[str, Any]) -> "tuple[list[Tensor], list[Tensor]]":
-    """Batches to calibrate on, and others to compare on."""
-    from dge_recipes.compress.pictures import pictures_section, read_pictures
+def _pictures(options: argparse.Namespace, view: dict[str, Any]) -> "tuple[list[Tensor], ...]":
+    """Batches to calibrate on; the same, with crops where they are few, to fit routers on; and others to compare on."""
+    from dge_recipes.compress.crops import FITTED_ON, read_crops, with_crops
+    from dge_recipes.compress.pictures import Pictures, pictures_section, read_pictures
 
-    def read(folder: Path, share: float) -> "tuple[list[Tensor], list[Tensor]]":
-        section = pictures_section(folder, view, [f"data.held_out={share}"])
-        found = read_pictures(section, 8, _LIMIT)
-        return found.calibration, found.held_out
+    def read(folder: Path) -> Pictures:
+        return read_pictures(pictures_section(folder, view, [f"data.held_out={_SHARE}"]), 8, _LIMIT)
 
-    if options.calibration is None:
-        return read(options.images, 0.5)
-    some, others = read(options.calibration, 0.5), read(options.images, 0.5)
-    return [*some[0], *some[1]], [*others[0], *others[1]]
+    found = read(options.images)
+    known, calibration, pictures = found, found.calibration, found.held_out
+    if options.calibration is not None:
+        known = read(options.calibration)
+        calibration, pictures = [*known.calibration, *known.held_out], [*found.calibration, *found.held_out]
+    fitted_on = calibration
+    if sum(map(len, calibration)) < FITTED_ON:
+        fitted_on = with_crops(calibration, read_crops(known.train, known.section, 0), FITTED_ON)
+    return calibration, fitted_on, pictures
 
 
 def _tell(line: str) -> None:

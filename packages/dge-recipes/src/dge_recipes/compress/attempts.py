@@ -7,7 +7,7 @@ from functools import cache
 
 from torch import nn
 
-from dge_recipes.compress.crops import Crops, read_crops, with_crops
+from dge_recipes.compress.crops import FITTED_ON, Crops, read_crops, with_crops
 from dge_recipes.compress.distill import Lesson
 from dge_recipes.compress.methods import METHODS, Attempt, Request, apply_method, expected_seconds
 from dge_recipes.compress.pictures import Pictures
@@ -20,7 +20,6 @@ __all__ = ["attempt_all"]
 _MINUTES = 30.0
 _LEAST_STEPS = 10
 _STEP_SIZE = 8
-_FITTED_ON = 64  # images: fewer pictures are made up for by crops of them
 _PER_CROP = 4  # forwards that a step costs per crop: the teacher's, the copy's, and its backward pass
 _ROUNDS = 12  # forwards in which the models are timed afterwards
 
@@ -53,13 +52,13 @@ def attempt_all(dense: nn.Module, pictures: Pictures, wishes: Wishes, tell: Call
         if method == "distill":
             attempts.append(_attempt_distillation(request, attempts, pictures, crops, wishes, left, per_picture, tell))
             continue
-        expected = expected_seconds(method, per_picture, max(count, _FITTED_ON) if method == "route" else count)
+        expected = expected_seconds(method, per_picture, max(count, FITTED_ON) if method == "route" else count)
         if wishes.method == "auto" and expected > left:
             attempts.append(_too_long(method, expected, left))
             continue
         tell(f"{method}: calibrating on {count} pictures, about {expected:.0f} s at most")
-        if method == "route" and count < _FITTED_ON:
-            request = replace(request, fitting=with_crops(calibration, crops(), _FITTED_ON))
+        if method == "route" and count < FITTED_ON:
+            request = replace(request, fitting=with_crops(calibration, crops(), FITTED_ON))
         attempts.append(apply_method(method, request))
     return attempts
 

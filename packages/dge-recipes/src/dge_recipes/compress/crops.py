@@ -15,7 +15,10 @@ from dge_recipes.data.transforms import Transform
 from dge_recipes.errors import UserError
 from dge_recipes.randomness import derive_seed, isolated_seed
 
-__all__ = ["Crops", "read_crops", "with_crops"]
+__all__ = ["FITTED_ON", "Crops", "read_crops", "with_crops"]
+
+FITTED_ON = 64
+"""Images that routers are fitted on at least: fewer pictures are made up for by crops of them."""
 
 _MOST = 512  # pictures
 _LARGER = 1.5  # than the crops, by the short side
