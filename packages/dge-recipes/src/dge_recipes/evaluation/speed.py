@@ -68,7 +68,7 @@ def _synchronize(images: Tensor | Sequence[Tensor]) -> None:
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """What computes: the device, CPU threads, and the vector instructions that torch uses, on which rounding depends."""
+    """What computes: the device, CPU threads, and the vector instructions of torch, on which rounding depends."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu_threads": torch.get_num_threads(),
