@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pretrained.versions import commit
+from benchmarks.provenance import provenance
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.errors import UserError
 
@@ -65,6 +65,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     if min(options.sizes) < 1 or len(set(options.sizes)) < len(options.sizes):
         raise UserError(f"--sizes {shlex.join(map(str, options.sizes))}: expected positive numbers, each once")
+    options.provenance = provenance("benchmarks.resolution", options.told)
     rows: list[dict[str, Any]] = []
     print("| model | pixels | MAC ratio | dense ms | DGE ms | against dense | dense MB | DGE MB | of dense |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -228,8 +229,7 @@ def _write(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
 
     by_model = {name: [row for row in rows if row["model"] == name] for name in options.models}
     content = {
-        "command": shlex.join(["python", "-m", "benchmarks.resolution", *options.told]),
-        "commit": commit(),
+        **options.provenance,
         "date": date.today().isoformat(),
         "threads": options.threads,
         "rounds": options.rounds,

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import dge_models
-from benchmarks.pretrained.versions import commit
+from benchmarks.provenance import provenance
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.report import machine
 from dge_recipes.errors import UserError
@@ -56,8 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     facts = {
-        "command": shlex.join(["python", "-m", "benchmarks.served", *options.told]),
-        "commit": commit(),
+        **provenance("benchmarks.served", options.told),
         "threads": 1,
         "rounds": options.rounds,
         **machine(torch.device("cpu")),

