@@ -24,7 +24,7 @@ from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
 from dge_recipes.errors import UserError
 from dge_recipes.plots import draw_curves
 
-__all__ = ["PEERS", "FittedRouters", "Peer", "compare_peers", "make_peers", "peers_table"]
+__all__ = ["PEERS", "Peer", "RoutedCopies", "compare_peers", "make_peers", "peers_table"]
 __all__ += ["published_merging", "write_peers"]
 
 _NEAR = 0.02  # to the ratio that was asked for
@@ -90,7 +90,7 @@ def published_merging(dense: nn.Module, ratio: float, images: Tensor) -> nn.Modu
     return cast(nn.Module, merged)
 
 
-class FittedRouters:
+class RoutedCopies:
     """Routed copies of a model at any ratio: routers are fitted once, since only the budget depends on the ratio.
 
     Args:
@@ -127,7 +127,7 @@ def _makers(
     dense: nn.Module, calibration: Sequence[Tensor], fitted_on: Sequence[Tensor]
 ) -> dict[str, Callable[[float], nn.Module]]:
     """By name: what makes a copy at a ratio."""
-    routers = [FittedRouters(dense, splits, fitted_on) for splits in ((2, 1), (4, 2, 1))]
+    routers = [RoutedCopies(dense, splits, fitted_on) for splits in ((2, 1), (4, 2, 1))]
     ways: list[Callable[[float], nn.Module]] = [
         lambda ratio: published_merging(dense, ratio, calibration[0]),
         lambda ratio: dge_models.merge_tokens(dense, ratio, calibration),
