@@ -103,8 +103,8 @@ def instruction_set(path: Path) -> str:
 
 
 def _capability_mismatch(path: Path) -> str | None:
-    wanted, found = os.environ.get("DGE_CPU_CAPABILITY"), instruction_set(path)
-    if wanted in (None, found):
+    wanted = os.environ.get("DGE_CPU_CAPABILITY")
+    if wanted is None or wanted == instruction_set(path):
         return None
     return f"DGE_CPU_CAPABILITY must be baseline, or avx2 or avx512 where the machine has them, got {wanted!r}"
 
