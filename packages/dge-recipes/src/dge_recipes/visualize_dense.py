@@ -16,7 +16,7 @@ from dge_recipes.classes import Classes
 from dge_recipes.config import Config
 from dge_recipes.data.decoding import decode, in_one_line, naming
 from dge_recipes.data.pixels import as_seen
-from dge_recipes.dense import PartMacs, Segmenter, forward_counted, predict_masks
+from dge_recipes.dense import PartMacs, Segmenter, forward_counted, likeliest
 from dge_recipes.errors import UserError
 from dge_recipes.evaluation.target import Target
 from dge_recipes.models import load_weights, routed_part
@@ -114,7 +114,7 @@ def _run(
         handle.remove()
     inside = tuple(image.shape[-2:]) if segments else network.transform([image])[0].image_sizes[0]
     shape = inside[0] / shapes[0][-2], inside[1] / shapes[0][-1]
-    return (predict_masks(model, [image], [size])[0] if segments else output[0]), macs, routings, shape
+    return (likeliest(output[0], size) if segments else output[0]), macs, routings, shape
 
 
 def _heat_map(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dense_networks import NARROW, pyramid, segmenter, vit
 
-from dge_recipes.dense import predict_masks
+from dge_recipes.dense import likeliest
 from dge_recipes.errors import UserError
 
 smp = pytest.importorskip("segmentation_models_pytorch")
@@ -46,11 +46,12 @@ def test_masks_of_the_sizes_wanted() -> None:
     model = segmenter().eval()
     images = [torch.randn(3, 64, 64), torch.randn(3, 40, 70)]
     with torch.no_grad():
-        logits = model(images[0].unsqueeze(0))
-    own = predict_masks(model, images)
+        every = [model(image.unsqueeze(0)) for image in images]
+    logits = every[0]
+    own = [likeliest(each[0], each.shape[2:]) for each in every]
     assert [tuple(mask.shape) for mask in own] == [(64, 64), (40, 70)]
     assert torch.equal(own[0], logits[0].argmax(0))
-    sized = predict_masks(model, images, [(128, 128), (40, 70)])
+    sized = [likeliest(each[0], size) for each, size in zip(every, [(128, 128), (40, 70)], strict=True)]
     expected = torch.nn.functional.interpolate(logits, size=(128, 128), mode="bilinear")[0].argmax(0)
     assert torch.equal(sized[0], expected)
     assert torch.equal(sized[1], own[1])

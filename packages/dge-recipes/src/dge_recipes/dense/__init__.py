@@ -4,7 +4,7 @@ from dge_recipes.dense.backbones import create_backbone, routed_backbone
 from dge_recipes.dense.detectors import build_detector
 from dge_recipes.dense.losses import DetectionLosses, SegmentationLosses
 from dge_recipes.dense.macs import PartMacs, forward_counted
-from dge_recipes.dense.segmenters import Segmenter, build_segmenter, predict_masks
+from dge_recipes.dense.segmenters import Segmenter, build_segmenter, likeliest
 
 __all__ = [
     "DetectionLosses",
@@ -15,6 +15,6 @@ __all__ = [
     "build_segmenter",
     "create_backbone",
     "forward_counted",
-    "predict_masks",
+    "likeliest",
     "routed_backbone",
 ]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +10,7 @@ from dge_recipes.config.head import SEGMENTERS, HeadConfig
 from dge_recipes.dense.backbones import build_maps, own_strides
 from dge_recipes.errors import UserError
 
-__all__ = ["Segmenter", "build_segmenter", "predict_masks"]
+__all__ = ["Segmenter", "build_segmenter", "likeliest"]
 
 
 class Encoder(nn.Module):
@@ -118,24 +117,17 @@ def _decoder(head: HeadConfig, channels: list[int]) -> tuple[nn.Module, int]:
     return decoder, head.channels // 2
 
 
-@torch.no_grad()
-def predict_masks(
-    segmenter: nn.Module, images: Sequence[Tensor], sizes: Sequence[tuple[int, int]] | None = None
-) -> list[Tensor]:
-    """The likeliest class of every pixel, image by image.
+def likeliest(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """The likeliest class of every pixel.
 
     Args:
-        segmenter: in the mode wanted, evaluation as a rule.
-        images: float [3, h, w] each, of any sizes.
-        sizes: (H, W) wanted of each, to which logits are resized bilinearly; None: the images' own.
+        logits: float [classes, h, w] of one image.
+        size: (H, W) wanted, to which logits are resized bilinearly, in float32.
 
     Returns:
-        int64 [H, W] each.
+        int64 [H, W].
     """
-    masks = []
-    for index, image in enumerate(images):
-        logits = segmenter(image.unsqueeze(0)).float()
-        if sizes is not None and tuple(sizes[index]) != tuple(logits.shape[2:]):
-            logits = F.interpolate(logits, size=tuple(sizes[index]), mode="bilinear", align_corners=False)
-        masks.append(logits[0].argmax(0))
-    return masks
+    logits = logits.float()
+    if tuple(size) != tuple(logits.shape[1:]):
+        logits = F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return logits.argmax(0)

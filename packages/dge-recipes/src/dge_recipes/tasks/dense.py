@@ -18,7 +18,7 @@ from dge_recipes.data.registry import DataConfig
 from dge_recipes.data.workers import watched
 from dge_recipes.dense import PartMacs
 from dge_recipes.errors import UserError
-from dge_recipes.evaluation.table import show_macs
+from dge_recipes.evaluation.table import results_table, show_macs
 from dge_recipes.tasks.task import TaskEvaluation
 
 __all__ = [
@@ -53,6 +53,15 @@ class DenseTask:
         """Batches as they are: nothing is mixed, and nobody asked."""
         return lambda images, targets: (images, targets, None)
 
+    def figures(self, evaluation: Any) -> dict[str, str]:
+        """See :class:`dge_recipes.tasks.Task`."""
+        raise NotImplementedError
+
+    def table(self, model: str, evaluation: "DenseEvaluation[Any]", speed: float | None, published: Any = None) -> str:
+        """The figures, and below the costs of the parts."""
+        scores = results_table(model, self.figures(evaluation), evaluation.macs, speed)
+        return f"{scores}\n\n{evaluation.costs.table()}"
+
     def stand_in(self, config: Config, num_images: int) -> tuple[DataConfig, str]:
         """Drawn scenes of the recipe's size."""
         size = config.data.image_size
@@ -78,8 +87,8 @@ def check_supported(config: Config) -> None:
         raise UserError(f"train.shard=true is for classification; got task={config.task}")
     if config.train.compile is not None:
         raise UserError(
-            f"train.compile: got {config.train.compile} with task={config.task}, expected null: the budget listens to "
-            "the backbone's blocks, which it cannot in compiled code"
+            f"train.compile: got {config.train.compile} with task={config.task}, expected null: only "
+            "classification has been tried compiled"
         )
 
 

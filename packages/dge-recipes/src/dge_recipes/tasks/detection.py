@@ -13,7 +13,6 @@ from dge_recipes.config import Config
 from dge_recipes.data import HeldOutData, TrainingData, build_detection_data, build_detection_held_out
 from dge_recipes.dense import DetectionLosses, build_detector, create_backbone, forward_counted
 from dge_recipes.evaluation.detection import DetectionEvaluation, DetectionResults
-from dge_recipes.evaluation.table import results_table
 from dge_recipes.tasks.dense import (
     CostsOfImages,
     DenseEvaluation,
@@ -95,13 +94,6 @@ class Detection(DenseTask):
                 size = {"ap_small": "AP S", "ap_medium": "AP M", "ap_large": "AP L"}.get(name, name.upper())
                 shown[kind + size] = "-" if value is None else f"{value:.3f}"
         return {**shown, "backbone MACs": f"{evaluation.costs.ratio:.3f}"}
-
-    def table(
-        self, model: str, evaluation: DenseEvaluation[DetectionEvaluation], speed: float | None, published: Any = None
-    ) -> str:
-        """The average precisions, and below the costs of the parts."""
-        scores = results_table(model, self.figures(evaluation), evaluation.macs, speed)
-        return f"{scores}\n\n{evaluation.costs.table()}"
 
     def calibration_batches(self, config: Config, model: nn.Module) -> list[Tensor]:
         """Resized and padded as the detector does it."""

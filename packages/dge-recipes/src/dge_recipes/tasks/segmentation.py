@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 from dge_recipes.classes import Classes
 from dge_recipes.config import Config
 from dge_recipes.data import HeldOutData, TrainingData, build_segmentation_data, build_segmentation_held_out
-from dge_recipes.dense import PartMacs, SegmentationLosses, build_segmenter, create_backbone, forward_counted
+from dge_recipes.dense import PartMacs, SegmentationLosses, build_segmenter, create_backbone, forward_counted, likeliest
 from dge_recipes.evaluation.segmentation import SegmentationEvaluation, SegmentationResults
-from dge_recipes.evaluation.table import results_table
 from dge_recipes.tasks.dense import (
     CostsOfImages,
     DenseEvaluation,
@@ -78,7 +77,7 @@ class Segmentation(DenseTask):
                 for some, logits, macs in _forwards(model, images, accelerator):
                     own = [targets[place] for place in some]
                     sizes = (target["mask"].shape for target in own)
-                    masks = [_resized(each, size) for each, size in zip(logits, sizes, strict=True)]
+                    masks = [likeliest(each, size) for each, size in zip(logits, sizes, strict=True)]
                     results.add(masks, own, *costs.add(own, macs))
                 after_batch()
         found = results.finish(accelerator, held_out.num_images, held_out.loader.dataset)
@@ -89,17 +88,6 @@ class Segmentation(DenseTask):
         found = evaluation.found
         ratio = f"{evaluation.costs.ratio:.3f}"
         return {"mIoU": f"{found.miou:.4f}", "pixel accuracy": f"{found.pixel_accuracy:.4f}", "backbone MACs": ratio}
-
-    def table(
-        self,
-        model: str,
-        evaluation: DenseEvaluation[SegmentationEvaluation],
-        speed: float | None,
-        published: Any = None,
-    ) -> str:
-        """The two means, and below the costs of the parts."""
-        scores = results_table(model, self.figures(evaluation), evaluation.macs, speed)
-        return f"{scores}\n\n{evaluation.costs.table()}"
 
     def calibration_batches(self, config: Config, model: nn.Module) -> list[Tensor]:
         """One image each, padded as the segmenter does it."""
@@ -123,11 +111,4 @@ def _forwards(
     for some in [range(len(images))] if together else [[place] for place in range(len(images))]:
         with accelerator.autocast():
             logits, macs = forward_counted(model, torch.stack([images[place] for place in some]))
-        yield some, logits.float(), macs
-
-
-def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The likeliest class int64 [H, W] of every pixel of an image of this size."""
-    if tuple(size) != tuple(logits.shape[1:]):
-        logits = F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
-    return logits.argmax(0)
+        yield some, logits, macs
