@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
+from dge_recipes import markdown
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.errors import UserError
 
@@ -31,6 +32,7 @@ has processes of its own. Growth is the exponent p of cost = pixels^p, over all 
 _MODELS = ("pvt_dge_s124_tiny_256", "vit_small_patch16_224")
 _SIZES = (256, 384, 512, 768, 1024)
 _KINDS = ("dense", "DGE")
+_COLUMNS = ("model", "pixels", "MAC ratio", "dense ms", "DGE ms", "against dense", "dense MB", "DGE MB", "of dense")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,8 +69,7 @@ def _run(options: argparse.Namespace) -> None:
         raise UserError(f"--sizes {shlex.join(map(str, options.sizes))}: expected positive numbers, each once")
     options.provenance = provenance("benchmarks.resolution", options.told)
     rows: list[dict[str, Any]] = []
-    print("| model | pixels | MAC ratio | dense ms | DGE ms | against dense | dense MB | DGE MB | of dense |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("\n".join(markdown.head(_COLUMNS)))
     for name in options.models:
         own: list[dict[str, Any]] = []
         for size in sorted(options.sizes):
@@ -243,10 +244,18 @@ def _write(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> None:
 
 def _line(row: dict[str, Any]) -> str:
     seconds, memory = row["seconds"], row["peak_bytes"]
-    return (
-        f"| {row['model']} | {row['image_size']} × {row['image_size']} | {row['ratio']:.3f} | "
-        f"{1e3 * seconds['dense']:.1f} | {1e3 * seconds['DGE']:.1f} | {row['against_dense']:.2f}x | "
-        f"{memory['dense'] / 1e6:.1f} | {memory['DGE'] / 1e6:.1f} | {memory['DGE'] / max(memory['dense'], 1):.2f} |"
+    return markdown.line(
+        (
+            row["model"],
+            f"{row['image_size']} × {row['image_size']}",
+            f"{row['ratio']:.3f}",
+            f"{1e3 * seconds['dense']:.1f}",
+            f"{1e3 * seconds['DGE']:.1f}",
+            f"{row['against_dense']:.2f}x",
+            f"{memory['dense'] / 1e6:.1f}",
+            f"{memory['DGE'] / 1e6:.1f}",
+            f"{memory['DGE'] / max(memory['dense'], 1):.2f}",
+        )
     )
 
 

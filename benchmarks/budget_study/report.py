@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dge_recipes import markdown
 from dge_recipes.checkpoints.atomic_files import write_text
 from dge_recipes.plots import draw_chart
 
@@ -88,11 +89,11 @@ def to_markdown(findings: Sequence[Finding]) -> str:
     rows = summarize(findings)
     columns = {name: column for name, column in _COLUMNS.items() if any(name in found for found in rows.values())}
     heads = ["model", *(head for head, _, _ in columns.values()), "runs"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for row, found in rows.items():
         cells = [_cell(found.get(name), spec, unit) for name, (_, spec, unit) in columns.items()]
-        lines.append(f"| {' | '.join([row.replace('_', ' '), *cells, str(len(found['seeds']))])} |")
-    return "\n".join(lines)
+        lines.append([row.replace("_", " "), *cells, str(len(found["seeds"]))])
+    return markdown.table(heads, lines)
 
 
 def _cell(value: Mean | None, spec: str, unit: float) -> str:

@@ -5,6 +5,7 @@ Its command line is ``commands/benchmark.py``.
 
 import sys
 
+from dge_recipes import markdown
 from dge_recipes.commands.benchmark import main
 
 if __name__ == "__main__":  # before PyTorch is imported, which reads then what the command line sets
@@ -251,18 +252,30 @@ def benchmark_table(measurements: Sequence[Measurement], facts: dict[str, Any]) 
         measurements: of both models.
         facts: ``mac_ratio``, and what else was recorded; listed above the tables.
     """
-    lines = [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "| model | run | batch | images/s | p50 ms | p95 ms | memory MiB |", "|---|---|---|---|---|---|---|"]
-    for each in measurements:
-        memory = "not measured" if each.memory_mib is None else f"{each.memory_mib:.0f}"
-        numbers = f"{each.images_per_second:.1f} | {each.p50_ms:.2f} | {each.p95_ms:.2f} | {memory}"
-        lines.append(f"| {each.model} | {each.variant} | {each.batch} | {numbers} |")
+    times = markdown.table(
+        ("model", "run", "batch", "images/s", "p50 ms", "p95 ms", "memory MiB"),
+        (
+            (
+                each.model,
+                each.variant,
+                str(each.batch),
+                f"{each.images_per_second:.1f}",
+                f"{each.p50_ms:.2f}",
+                f"{each.p95_ms:.2f}",
+                "not measured" if each.memory_mib is None else f"{each.memory_mib:.0f}",
+            )
+            for each in measurements
+        ),
+    )
     implied = 1 / facts["mac_ratio"]
-    lines += ["", "| run | batch | measured speed-up | implied by MACs | share reached |", "|---|---|---|---|---|"]
-    for (batch, variant), measured in speedups(measurements).items():
-        share = f"{measured / implied:.0%}"
-        lines.append(f"| {variant} | {batch} | {measured:.2f}x | {implied:.2f}x | {share} |")
-    return "\n".join(lines)
+    shares = markdown.table(
+        ("run", "batch", "measured speed-up", "implied by MACs", "share reached"),
+        (
+            (variant, str(batch), f"{measured:.2f}x", f"{implied:.2f}x", f"{measured / implied:.0%}")
+            for (batch, variant), measured in speedups(measurements).items()
+        ),
+    )
+    return "\n".join([*(f"- {name}: {value}" for name, value in facts.items()), "", times, "", shares])
 
 
 def write_report(folder: Path, measurements: Sequence[Measurement], facts: dict[str, Any]) -> None:

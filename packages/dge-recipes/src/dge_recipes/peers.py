@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import dge_models
+from dge_recipes import markdown
 from dge_recipes.benchmark import Measurement, measure
 from dge_recipes.checkpoints.atomic_files import write_text
 from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
@@ -236,31 +237,32 @@ def peers_table(peers: Sequence[Peer], measurements: Sequence[Measurement], reas
     """
     speeds = _speeds(measurements)
     runs = list(dict.fromkeys((each.variant, each.batch) for each in measurements))
-    columns = " | ".join(f"batch {batch}, {variant}" for variant, batch in runs)
-    lines = [
-        f"| method | MAC ratio | class cosine | token cosine | implied | {columns} |",
-        "|---|---|---|---|---|" + "---|" * len(runs),
-    ]
-    for peer in peers:
-        found = peer.fidelity
-        cells = " | ".join(f"{speeds[peer.name, variant, batch]:.2f}x" for variant, batch in runs)
-        kept = f"{found.mac_ratio:.3f} | {found.class_cosine:.4f} | {found.token_cosine:.4f}"
-        lines.append(f"| {peer.method} | {kept} | {1 / found.mac_ratio:.2f}x | {cells} |")
-    lines += [f"\n{name}: no model: {reason}" for name, reason in reasons.items()]
-    return "\n".join([*lines, "", *_equal_time(peers, speeds, runs)])
+    columns = [f"batch {batch}, {variant}" for variant, batch in runs]
+    kept = markdown.table(
+        ("method", "MAC ratio", "class cosine", "token cosine", "implied", *columns),
+        (
+            (
+                peer.method,
+                f"{peer.fidelity.mac_ratio:.3f}",
+                f"{peer.fidelity.class_cosine:.4f}",
+                f"{peer.fidelity.token_cosine:.4f}",
+                f"{1 / peer.fidelity.mac_ratio:.2f}x",
+                *(f"{speeds[peer.name, variant, batch]:.2f}x" for variant, batch in runs),
+            )
+            for peer in peers
+        ),
+    )
+    missing = [f"\n{name}: no model: {reason}" for name, reason in reasons.items()]
+    return "\n".join([kept, *missing, "", _equal_time(peers, speeds, runs)])
 
 
 def _equal_time(
     peers: Sequence[Peer], speeds: Mapping[tuple[str, str, int], float], runs: Sequence[tuple[str, int]]
-) -> list[str]:
-    """Lines of the second table: at the speeds of the published method, the class cosine of each."""
+) -> str:
+    """The second table: at the speeds of the published method, the class cosine of each."""
     methods = list(dict.fromkeys(peer.method for peer in peers))
-    lines = [
-        "Class cosine at equal time: at the speed that the first method reaches, between each one's measured ratios.",
-        "",
-        f"| run | speed | {' | '.join(methods)} |",
-        "|---|---|" + "---|" * len(methods),
-    ]
+    what = "Class cosine at equal time: at the speed that the first method reaches, between each one's measured ratios."
+    rows: list[tuple[str, ...]] = []
     for variant, batch in runs:
         points = {
             method: [
@@ -272,9 +274,9 @@ def _equal_time(
         }
         for speed, _ in sorted(points[methods[0]]) if methods else []:
             errors = [_at_speed(points[method], speed) for method in methods]
-            cells = " | ".join("out of reach" if error is None else f"{1 - error:.4f}" for error in errors)
-            lines.append(f"| batch {batch}, {variant} | {speed:.2f}x | {cells} |")
-    return lines
+            cells = ("out of reach" if error is None else f"{1 - error:.4f}" for error in errors)
+            rows.append((f"batch {batch}, {variant}", f"{speed:.2f}x", *cells))
+    return f"{what}\n\n{markdown.table(('run', 'speed', *methods), rows)}"
 
 
 def write_peers(

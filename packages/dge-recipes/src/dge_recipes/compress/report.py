@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import dge_models
 import dge_recipes
+from dge_recipes import markdown
 from dge_recipes.compress.choice import Result
 from dge_recipes.compress.methods import Attempt
 from dge_recipes.data.section import ImageData
@@ -29,18 +30,16 @@ def compress_table(results: Sequence[Result], attempts: Sequence[Attempt], *, cl
         class_token: the first cosine is that of the class token, else that of the pooled features.
     """
     what = "class" if class_token else "pooled"
-    lines = [
-        f"| method | MAC ratio | {what} cosine | token cosine | agreement | images/s | against dense | implied |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    names = f"{what} cosine", "token cosine", "agreement", "images/s", "against dense", "implied"
+    rows = []
     for each in results:
         found = each.fidelity
         agreement = "" if found.agreement is None else f"{found.agreement:.1%}"
-        kept = f"{found.mac_ratio:.3f} | {found.class_cosine:.4f} | {found.token_cosine:.4f} | {agreement}"
-        speed = f"{each.images_per_second:.1f} | {each.against_dense:.2f}x | {each.implied:.2f}x"
-        lines.append(f"| {each.method} | {kept} | {speed} |")
-    lines += [f"\n{each.method}: no model: {each.reason}" for each in attempts if each.model is None]
-    return "\n".join(lines)
+        kept = f"{found.mac_ratio:.3f}", f"{found.class_cosine:.4f}", f"{found.token_cosine:.4f}", agreement
+        speed = f"{each.images_per_second:.1f}", f"{each.against_dense:.2f}x", f"{each.implied:.2f}x"
+        rows.append((each.method, *kept, *speed))
+    missing = [f"\n{each.method}: no model: {each.reason}" for each in attempts if each.model is None]
+    return "\n".join([markdown.table(("method", "MAC ratio", *names), rows), *missing])
 
 
 def draw_work(model: nn.Module, images: Tensor, section: ImageData) -> Image.Image:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from dge_recipes import markdown
 from dge_recipes.config import Config, ImageData
 
 __all__ = ["Published", "Row", "markdown_table", "published_row", "results_table", "show_macs", "show_speed"]
@@ -54,14 +55,14 @@ class Row:
 
 def markdown_table(rows: Iterable[Row]) -> str:
     """The table, with its head; a published row follows the measured one."""
-    lines = ["| model | Acc@1 | Acc@5 | mean MACs | images/s |", "|---|---|---|---|---|"]
+    lines: list[tuple[str, ...]] = []
     for row in rows:
-        numbers = f"{row.acc1:.2f} | {row.acc5:.2f} | {show_macs(row.macs)} | {show_speed(row.images_per_second)}"
-        lines.append(f"| {row.model} | {numbers} |")
+        scores = f"{row.acc1:.2f}", f"{row.acc5:.2f}"
+        lines.append((row.model, *scores, show_macs(row.macs), show_speed(row.images_per_second)))
         if row.published is not None:
             known = row.published
-            lines.append(f"| published | {known.acc1:.1f} | {known.acc5:.1f} | {known.macs / 1e9:.1f} G | |")
-    return "\n".join(lines)
+            lines.append(("published", f"{known.acc1:.1f}", f"{known.acc5:.1f}", f"{known.macs / 1e9:.1f} G", ""))
+    return markdown.table(("model", "Acc@1", "Acc@5", "mean MACs", "images/s"), lines)
 
 
 def results_table(model: str, figures: Mapping[str, str], macs: float, images_per_second: float | None) -> str:
@@ -74,8 +75,7 @@ def results_table(model: str, figures: Mapping[str, str], macs: float, images_pe
         images_per_second: None where it was not measured.
     """
     columns = {"model": model, **figures, "mean MACs": show_macs(macs), "images/s": show_speed(images_per_second)}
-    rule = "|---" * len(columns) + "|"
-    return f"| {' | '.join(columns)} |\n{rule}\n| {' | '.join(columns.values())} |"
+    return markdown.table(list(columns), [columns.values()])
 
 
 def show_macs(macs: float) -> str:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 import dge_models
+from dge_recipes import markdown
 from dge_recipes.config import Config
 from dge_recipes.data import HeldOutData
 from dge_recipes.data.image_sets import plain_images
 from dge_recipes.data.images import UNREADABLE
 from dge_recipes.errors import UserError
 from dge_recipes.evaluation.speed import measure_speed
+from dge_recipes.evaluation.table import show_speed
 from dge_recipes.models import is_routed, routed_part
 from dge_recipes.plots import draw_curves
 from dge_recipes.processes import on_main_process
@@ -110,16 +112,19 @@ def calibration_batches(config: Config) -> list[Tensor]:
 
 def tradeoff_table(points: Sequence[BudgetPoint], task: Task) -> str:
     """One line per budget, in Markdown."""
-    names = " | ".join(task.figures(points[0].evaluation))
-    head = f"| budget | MAC ratio | {names} | mean MACs | images/s |"
-    lines = [head, "|---" * (head.count("|") - 1) + "|"]
-    for point in points:
-        found = point.evaluation
-        speed = "not measured" if point.images_per_second is None else f"{point.images_per_second:.0f}"
-        good = " | ".join(task.figures(found).values())
-        numbers = f"{found.mac_ratio:.3f} | {good} | {found.macs / 1e6:.2f} M | {speed}"
-        lines.append(f"| {point.target:g} | {numbers} |")
-    return "\n".join(lines)
+    return markdown.table(
+        ("budget", "MAC ratio", *task.figures(points[0].evaluation), "mean MACs", "images/s"),
+        (
+            (
+                f"{point.target:g}",
+                f"{point.evaluation.mac_ratio:.3f}",
+                *task.figures(point.evaluation).values(),
+                f"{point.evaluation.macs / 1e6:.2f} M",
+                show_speed(point.images_per_second),
+            )
+            for point in points
+        ),
+    )
 
 
 def draw_tradeoff(path: Path, name: str, points: Sequence[BudgetPoint], task: Task, accelerator: Accelerator) -> None:
