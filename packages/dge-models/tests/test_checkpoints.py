@@ -48,6 +48,17 @@ def test_reading_keeps_everything_in_the_file(golden_dge: Golden, tmp_path: Path
     assert content["model"].keys() == golden_dge.weights.keys()
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_names_and_shapes_are_told_without_the_tensors(tmp_path: Path, whole: bool) -> None:
+    path, weights = tmp_path / "w.pth", {"head.weight": torch.arange(12.0).reshape(3, 4)}
+    torch.save({"model": weights}, path, _use_new_zipfile_serialization=not whole)  # whole: as torch before 1.6 did
+    found = read_checkpoint(path, mmap=True)["model"]["head.weight"]
+    assert torch.equal(found, weights["head.weight"])
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"w\.pth is truncated or not a PyTorch checkpoint"):
+        read_checkpoint(path, mmap=True)
+
+
 def test_code_in_a_pickle_never_runs(small: Build, tmp_path: Path) -> None:
     path, created = tmp_path / "trap.pth", tmp_path / "created"
     torch.save({"model": small().state_dict(), "args": Trap(created)}, path)

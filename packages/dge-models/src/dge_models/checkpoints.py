@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ _EMA_WEIGHTS = ("model_ema", "state_dict_ema")
 _HEADS = ("head.", "head_dist.")
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint file to the CPU.
 
     A ``.safetensors`` file holds tensors alone. Anything else is read by ``torch.load`` with
@@ -37,6 +38,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Args:
         path: The file.
+        mmap: Leave tensors in the file until they are used, such as to look at names and shapes alone. The file must
+            stay as it is meanwhile. PyTorch's files from before version 1.6 are read whole all the same.
 
     Returns:
         What the file holds. Bare weights come back as ``{"model": weights}``.
@@ -48,7 +51,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: no checkpoint file at {path}")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, mmap)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"path: {path} holds a {type(content).__name__}; expected a dict of weights")
     if all(isinstance(value, Tensor) for value in content.values()):
@@ -63,10 +66,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"path: {path} is truncated or not a safetensors file ({error})") from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, mmap: bool) -> Any:
     try:
+        mapped = mmap and zipfile.is_zipfile(path)  # torch can map no other
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (PermissionError, MemoryError):
         raise
     except Exception as error:  # a damaged file fails in whatever way its first wrong byte leads to

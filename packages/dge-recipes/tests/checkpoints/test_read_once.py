@@ -26,7 +26,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], Counter[str]]
     def count(module: object, name: str, counter: Counter[str]) -> None:
         original: Callable[..., Any] = getattr(module, name)
 
-        def counted(path: Path, *arguments: Any) -> Any:
+        def counted(path: Path, *arguments: Any, mmap: bool = False) -> Any:
+            if mmap:  # names and shapes alone
+                return original(path, *arguments, mmap=True)
             counter[Path(path).name] += 1
             return original(path, *arguments)
 
@@ -90,15 +92,15 @@ def test_a_new_run_that_starts_from_another(
     assert read == Counter({"model.safetensors": 1})
 
 
-def test_a_file_that_has_to_be_unpickled_is_read_to_be_told_and_to_be_loaded(
+def test_a_file_that_has_to_be_unpickled_says_what_it_is_without_its_tensors(
     counts: tuple[Counter[str], Counter[str]], tmp_path: Path
 ) -> None:
     model = timm.create_model("deit_tiny_patch16_256", depth=1, num_classes=7)
     content = {"model": model.state_dict(), "args": argparse.Namespace(model="deit_tiny_patch16_256")}
     torch.save(content, tmp_path / "x.pth")
     assert convert([str(tmp_path / "x.pth"), str(tmp_path / "x.safetensors"), "depth=1"]) == 0
-    assert counts[1] == Counter({"x.pth": 2})
+    assert counts[1] == Counter({"x.pth": 1})
     content["args"].model = "deit_small_patch16_256"  # another file in its place is read anew
     torch.save({**content, "more": 1}, tmp_path / "x.pth")
     assert convert([str(tmp_path / "x.pth"), str(tmp_path / "y.safetensors"), "depth=1"]) == 1
-    assert counts[1] == Counter({"x.pth": 4})
+    assert counts[1] == Counter({"x.pth": 2})

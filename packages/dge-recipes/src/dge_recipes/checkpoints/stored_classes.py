@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -78,11 +77,10 @@ class _Facts:
 
 
 def _read(path: Path) -> _Facts:
-    """Of a safetensors file no weight is read."""
+    """No weight is read, except of a file that PyTorch wrote before version 1.6."""
     try:
         if path.suffix != ".safetensors":
-            stat = path.stat() if path.exists() else None  # where there is none, reading says so
-            return _read_whole(path, None if stat is None else (stat.st_mtime_ns, stat.st_size))
+            return _read_pickle(path)
         with safe_open(path, "pt") as file:
             shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118
             return _Facts(shapes, file.metadata() or {})
@@ -93,10 +91,8 @@ def _read(path: Path) -> _Facts:
         raise UserError(f"weights {path} cannot be loaded: {error}") from error
 
 
-@lru_cache(maxsize=4)
-def _read_whole(path: Path, version: tuple[int, int] | None) -> _Facts:
-    """A file that says nothing before all of it is read, which is done once as long as it stays the same."""
-    content = dge_models.read_checkpoint(path)
+def _read_pickle(path: Path) -> _Facts:
+    content = dge_models.read_checkpoint(path, mmap=True)
     shapes = {
         key: list(value.shape)
         for weights in content.values()
