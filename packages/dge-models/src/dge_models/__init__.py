@@ -39,6 +39,7 @@ from dge_models.routing import Routing
 from dge_models.saving import model_config, push_to_hf_hub, save_pretrained, weights_metadata
 from dge_models.segmentation_encoder import SegmentationEncoder
 from dge_models.static_queries import FixedQueries, mean_counts, set_dynamic_queries, set_fixed_queries
+from dge_models.timing import time_in_turns
 from dge_models.trace import RoutingTrace, trace
 from dge_models.vit import DGEVisionTransformer, DGEVisionTransformerDistilled
 
@@ -119,6 +120,7 @@ __all__ = [
     "set_fixed_queries",
     "set_merge_counts",
     "set_training_mode",
+    "time_in_turns",
     "time_runs",
     "trace",
     "weights_metadata",

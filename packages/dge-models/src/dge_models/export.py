@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dge_models.evaluating import evaluating
 from dge_models.export_formats import INPUT, OUTPUT, export_format, open_exported, write_exported
+from dge_models.timing import time_in_turns
 
 __all__ = ["Agreement", "Exported", "export_model", "time_runs"]
 
@@ -135,14 +136,8 @@ def time_runs(
         threads: That PyTorch may use meanwhile; None: as many as it does. ONNX Runtime and OpenVINO have their own,
             see :func:`open_exported`.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
     with _threads(threads):
-        for turn in range(rounds + 2):
-            for name, run in runs.items():
-                begin = time.perf_counter()
-                run(images)
-                if turn >= 2:
-                    seconds[name].append(time.perf_counter() - begin)
+        seconds = time_in_turns(runs, [images], rounds)
     return {name: statistics.median(each) for name, each in seconds.items()}
 
 

@@ -2,7 +2,6 @@
 
 import platform
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +12,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.data import Dataset, default_collate
 
+import dge_models
 from dge_recipes.processes import on_main_process
 
 __all__ = ["device_facts", "first_images", "images_per_second", "machine_facts", "measure_speed", "time_forwards"]
@@ -35,14 +35,9 @@ def time_forwards(
         Seconds of each timed forward, by model.
     """
     modes = {name: model.training for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
     with torch.inference_mode():
-        for turn in range(warmup + rounds):
-            images = batches[turn % len(batches)]
-            for name, model in models.items():
-                elapsed = _time_forward(model.eval(), images)
-                if turn >= warmup:
-                    seconds[name].append(elapsed)
+        runs = {name: model.eval() for name, model in models.items()}
+        seconds = dge_models.time_in_turns(runs, batches, rounds, warmup=warmup, device=batches[0][0].device)
     for name, model in models.items():
         model.train(modes[name])
     return seconds
@@ -51,20 +46,6 @@ def time_forwards(
 def images_per_second(seconds: list[float], batch_size: int) -> float:
     """Throughput of the median forward."""
     return batch_size / statistics.median(seconds)
-
-
-def _time_forward(model: nn.Module, images: Tensor | Sequence[Tensor]) -> float:
-    _synchronize(images)
-    start = time.perf_counter()
-    model(images)
-    _synchronize(images)
-    return time.perf_counter() - start
-
-
-def _synchronize(images: Tensor | Sequence[Tensor]) -> None:
-    device = images[0].device
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
