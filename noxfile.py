@@ -178,13 +178,13 @@ def kernels(session: nox.Session) -> None:
     install(session, *TEST_TOOLS, kernels_wheel(session))
     without(session, "timm", "torchvision", "accelerate")
     session.run("python", "-m", "dge_kernels.info")
-    pytest(session, "dge-kernels")
+    pytest(session, "dge-kernels", processes=2)
     # Other machines round otherwise: what computes, again with the vector instructions that those have.
     name = session.run(
         "python", "-c", "import dge_kernels as k; print(k.build_info()['cpu_instruction_set'])", silent=True
     )
     for capability in {"avx512": ("avx2", "baseline"), "avx2": ("baseline",)}.get(str(name).strip(), ()):
-        pytest(session, "dge-kernels", *COMPUTING, env={"DGE_CPU_CAPABILITY": capability})
+        pytest(session, "dge-kernels", *COMPUTING, processes=2, env={"DGE_CPU_CAPABILITY": capability})
 
 
 def install_models(session: nox.Session) -> None:
@@ -224,7 +224,7 @@ def models_newest_timm(session: nox.Session) -> None:
 def companions(session: nox.Session) -> None:
     """dge-models beside what people change models with or run them on: adapters, quantisation, offloading, OpenVINO."""
     install(session, *TEST_TOOLS, *COMPANIONS, kernels_wheel(session), str(PACKAGES / "dge-models"))
-    pytest(session, "dge-models", "companions")
+    pytest(session, "dge-models", "companions", processes=2)
 
 
 @nox.session
@@ -328,7 +328,7 @@ def abi(session: nox.Session) -> None:
     for torch in ("torch==2.10.0", "torch"):
         session.install("--upgrade", *once, torch, "setuptools", *TEST_TOOLS, *backend, wheel)
         session.run("python", "-m", "dge_kernels.info")
-        pytest(session, "dge-kernels")
+        pytest(session, "dge-kernels", processes=2)
         # Uncached: the cache does not tell builds apart by the torch whose headers they used.
         session.install("--no-cache", "--no-build-isolation", "--no-deps", "--reinstall", str(sources))
         version = session.run("python", "-c", "import torch; print(torch.__version__.split('+')[0])", silent=True)
