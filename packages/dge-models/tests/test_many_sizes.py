@@ -15,6 +15,7 @@ from small_models import SMALL_PYRAMID, scatter_routing
 
 import dge_models
 from dge_models import from_timm, padded
+from dge_models.position_cache import MOST_SIZES
 
 VIT: dict[str, Any] = {"img_size": 64, "embed_dim": 32, "depth": 1, "num_heads": 2, "dynamic_img_size": True}
 
@@ -25,7 +26,7 @@ def _live_tensors() -> int:
 
 
 @pytest.mark.parametrize("name", ["pvt_dge_s124_tiny_256", "vit_small_patch16_224", "vit_small_patch16_dinov3"])
-def test_no_tensor_is_kept_for_a_size(name: str) -> None:
+def test_more_sizes_keep_no_more_tensors(name: str) -> None:
     pyramid = "pvt" in name
     model = timm.create_model(name, **(SMALL_PYRAMID if pyramid else VIT))
     model = scatter_routing(model if pyramid else from_timm(model)).eval()
@@ -37,10 +38,11 @@ def test_no_tensor_is_kept_for_a_size(name: str) -> None:
             with padded(model, [(160, size), (100, size - 16)]):
                 model(images)
 
-    run(64)
+    for index in range(MOST_SIZES + 1):
+        run(64 + 16 * index)
     before = _live_tensors()
-    for size in range(80, 240, 16):
-        run(size)
+    for index in range(MOST_SIZES + 1, MOST_SIZES + 6):
+        run(64 + 16 * index)
     assert _live_tensors() == before
 
 

@@ -14,6 +14,7 @@ from timm.models import checkpoint
 from torch import Tensor, nn
 
 from dge_models.encoder import DGEBlock
+from dge_models.position_cache import remembered
 from dge_models.routed import run_routed
 from dge_models.routing import Routing
 
@@ -33,6 +34,8 @@ def resize_positions(
 ) -> Tensor:
     """Interpolate a position embedding bilinearly to another grid; prefix tokens keep theirs.
 
+    In evaluation the result is remembered, see :func:`dge_models.position_cache.remembered`.
+
     Args:
         embedding: [1, T + H·W, C].
         stored: (H, W), the grid that it was learned for.
@@ -44,6 +47,16 @@ def resize_positions(
     """
     if stored[0] == wanted[0] and stored[1] == wanted[1]:
         return embedding
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        return _interpolated(embedding, stored, wanted, num_prefix_tokens)
+    else:
+        compute = partial(_interpolated, embedding, stored, wanted, num_prefix_tokens)
+        return remembered([embedding], (tuple(stored), tuple(wanted), num_prefix_tokens), compute)
+
+
+def _interpolated(
+    embedding: Tensor, stored: tuple[int, int], wanted: tuple[int, int], num_prefix_tokens: int
+) -> Tensor:
     spatial = spatial_map(embedding, stored, num_prefix_tokens).float()
     spatial = F.interpolate(spatial, [wanted[0], wanted[1]], mode="bilinear", align_corners=False)
     spatial = spatial.flatten(2).transpose(1, 2).to(embedding.dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dge_models import padding
 from dge_models.canvas import StageTokens, at_own_sizes
+from dge_models.position_cache import can_be_remembered, remembered
 
 __all__ = ["SingleGridTransformer", "image_size", "intermediates_of", "refuse_masks", "whole_patches"]
 
@@ -151,8 +152,23 @@ class SingleGridTransformer(padding.FollowsPadding):
 
     def _place(self, patches: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Sequence[Any]]:
         """Tokens [B, T + H·W, C] from embedded patches, and :meth:`_positions`."""
-        x = self._pos_embed(patches)
+        x = self._with_positions(patches, grid)
         return x if self.patch_drop is None else self.patch_drop(x), self._positions(grid)
+
+    def _with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What timm's ``_pos_embed`` returns; what it adds to patches of another grid is remembered in evaluation."""
+        if isinstance(patches, torch.fx.Proxy) or self.training or patches.ndim != 4:
+            return cast(Tensor, self._pos_embed(patches))
+        found = [getattr(self, name, None) for name in ("pos_embed", "cls_token", "reg_token", "dist_token")]
+        parameters = [each for each in found if each is not None]
+        own: tuple[int, int] = self.patch_embed.grid_size
+        if found[0] is None or not can_be_remembered(parameters) or grid == own:
+            return cast(Tensor, self._pos_embed(patches))
+        # What it makes of zeros is what it adds, and the prefix tokens.
+        zeros, prefix = patches.new_zeros(1, *patches.shape[1:]), self.num_prefix_tokens
+        added = remembered(parameters, (own, grid, patches.dtype), partial(self._pos_embed, zeros))
+        spatial = patches.flatten(1, 2) + added[:, prefix:]
+        return torch.cat([added[:, :prefix].expand(len(patches), -1, -1), spatial], 1)
 
     def _positions(self, grid: tuple[int, int]) -> Sequence[Any]:
         """What each block needs to know of places beside the tokens, such as rotary embeddings; nothing here."""
