@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +13,6 @@ import torch.nn.functional as F
 from small_models import SMALL_PYRAMID, scatter_routing
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torchvision.models.detection.image_list import ImageList
 
 import dge_models
 from dge_models import (
@@ -25,7 +22,6 @@ from dge_models import (
     collect_routings,
     count_macs,
     deterministic_routing,
-    follow_padding,
     from_timm,
     mac_ratio,
     merge_tokens,
@@ -414,61 +410,6 @@ def test_compiled_it_computes_the_same() -> None:
     torch.compiler.reset()
 
 
-class _Transform(nn.Module):
-    def forward(self, images: list[Tensor], targets: Any = None) -> tuple[ImageList, Any]:
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        rows, cols = (max(size[axis] for size in sizes) + 32 for axis in (0, 1))
-        batch = [F.pad(image, (0, cols - image.shape[2], 0, rows - image.shape[1])) for image in images]
-        return ImageList(torch.stack(batch), sizes), targets
-
-
-class _Detector(nn.Module):
-    def __init__(self, backbone: nn.Module) -> None:
-        super().__init__()
-        self.transform, self.backbone = _Transform(), backbone
-
-    def forward(self, images: list[Tensor], targets: Any = None) -> Tensor:
-        batch, targets = self.transform(images, targets)
-        if targets is not None:
-            raise RuntimeError("degenerate boxes")
-        result: Tensor = self.backbone(batch.tensors)
-        return result
-
-
-def _images() -> list[Tensor]:
-    return [image[:, : size[0], : size[1]] for image, size in zip(_batch((64, 128)), SIZES, strict=True)]
-
-
-def test_a_detector_tells_what_it_padded() -> None:
-    detector = _Detector(_build("pvt"))
-    with torch.no_grad():
-        plain = detector(_images())
-        with padded(detector, SIZES):
-            expected = detector(_images())
-        handle = follow_padding(detector)
-        for each in (detector, copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
-            assert torch.equal(each(_images()), expected)
-        assert not torch.equal(expected, plain)
-        with ThreadPoolExecutor(2) as pool:
-            run = torch.inference_mode()(detector)
-            parts = [_images(), _images()[1:], _images()[:2]] * 3
-            for images, got in zip(parts, pool.map(run, parts), strict=True):
-                torch.testing.assert_close(got, run(images), rtol=0, atol=0)
-        # The model alone is as ever, after an error too.
-        with pytest.raises(RuntimeError, match="degenerate"):
-            detector(_images(), [])
-        assert not padding_module.in_use
-        batch = detector.transform(_images())[0].tensors
-        assert torch.equal(detector.backbone(batch), plain)
-        handle.remove()
-        handle.remove()
-        assert torch.equal(detector(_images()), plain)
-        with follow_padding(detector):
-            assert torch.equal(detector(_images()), expected)
-        assert torch.equal(detector(_images()), plain)
-    assert not detector._forward_hooks and not detector.transform._forward_hooks
-
-
 def test_what_cannot_be() -> None:
     model = _build("pvt")
     with pytest.raises(ValueError, match="model: got Linear; expected a pyramid, a vision transformer or a Simple"):
@@ -484,10 +425,6 @@ def test_what_cannot_be() -> None:
             model(torch.randn(3, 3, 64, 96))
         with pytest.raises(ValueError, match=r"images: got shape \(3, 64, 96\)"):
             model(torch.randn(3, 64, 96))
-    with pytest.raises(ValueError, match="detector: got Sequential, which has no transform"):
-        follow_padding(nn.Sequential(model))
-    with pytest.raises(ValueError, match=r"model: got _Detector; expected a pyramid"):
-        follow_padding(_Detector(nn.Linear(2, 2)))
     fixed = timm.create_model("vit_small_patch16_224", **VIT)
     with padded(from_timm(fixed), [(64, 64)]):
         assert fixed(torch.randn(1, 3, 64, 64)).shape == (1, 5)

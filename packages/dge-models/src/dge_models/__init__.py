@@ -10,11 +10,13 @@ from dge_models import dge_deit, dge_dpvt, dge_pvt
 from dge_models.budget import BudgetLoss, BudgetTerm, cheapest_ratio, mac_ratio
 from dge_models.budget_controller import BudgetController
 from dge_models.calibration import BudgetSetting, set_budget
+from dge_models.canvas import forward_padded
 from dge_models.checkpoints import load_checkpoint, read_checkpoint
 from dge_models.collecting import CollectedRoutings, RoutingRecord, collect_routings
 from dge_models.contact_sheet import contact_sheet, draw_trace
 from dge_models.convert import from_timm
 from dge_models.dense_copy import dense_copy
+from dge_models.detector_padding import PaddingHandle, follow_padding
 from dge_models.dge_vit_entry import dge_vit
 from dge_models.dpvt import DeformablePyramidVisionTransformer, DGEDeformablePyramidVisionTransformer
 from dge_models.draw import draw_granularity, draw_groups, draw_heat_map
@@ -30,7 +32,7 @@ from dge_models.macs import MacCount, count_from_routings, count_macs
 from dge_models.merge_tokens import MergeSetting, merge_tokens, set_merge_counts
 from dge_models.merged import MergedVisionTransformer, MergedVisionTransformerDistilled
 from dge_models.merging_trace import MergingTrace
-from dge_models.padding import PaddingHandle, follow_padding, padded
+from dge_models.padding import padded
 from dge_models.pvt import DGEPyramidVisionTransformer, PyramidVisionTransformer
 from dge_models.random_budget import RandomBudget
 from dge_models.routed import RoutedModel
@@ -103,6 +105,7 @@ __all__ = [
     "fit_routers",
     "fix_shapes",
     "follow_padding",
+    "forward_padded",
     "from_timm",
     "gumbel_noise",
     "load_checkpoint",

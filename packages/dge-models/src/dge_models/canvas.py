@@ -14,10 +14,10 @@ from dge_models.encoder import DGEBlock
 from dge_models.families import family_of
 from dge_models.graph_breaks import outside_graphs
 from dge_models.listening import listeners
-from dge_models.padding import FollowsPadding, ended, sizes_for
+from dge_models.padding import FollowsPadding, ended, padded, sizes_for
 from dge_models.routing import Routing, region_grid
 
-__all__ = ["StageTokens", "at_own_sizes"]
+__all__ = ["StageTokens", "at_own_sizes", "forward_padded"]
 
 Size = tuple[int, int]
 
@@ -78,6 +78,36 @@ def at_own_sizes(
         finally:
             batch.end()
     return batch.result(results)
+
+
+def forward_padded(model: nn.Module, images: Tensor, image_sizes: Sequence[Size] | Tensor) -> Any:
+    """Run a module around a model of this package, such as a segmenter, on a padded batch: every image at its own size.
+
+    .. code-block:: python
+
+        segmenter = smp.FPN("tu-pvt_dge_s124_tiny_256", encoder_weights=None, classes=150)
+        logits = dge_models.forward_padded(segmenter, batch, [(250, 333), (192, 320)])
+
+    Inside :func:`padded` the model alone follows padding, and layers around it see zeros there, into which biases and
+    upsampling reach. Here all of the module runs at each image's size, rounded up to what the model reads at once (32
+    pixels for pyramids), images of one size together. So no part of an image's output depends on how much it was
+    padded. In training, batch norms see one size at a time.
+
+    Args:
+        model: Holds one model that follows padding; takes images and returns maps [b, C, h, w], or what
+            :func:`padded` lays out.
+        images: [B, C, H, W].
+        image_sizes: As in :func:`padded`.
+
+    Returns:
+        What the module returns, for the whole batch; zero in the padding beyond the rounded sizes.
+
+    Raises:
+        ValueError: As in :func:`padded`.
+    """
+    with padded(model, image_sizes):
+        follower = next(part for part in model.modules() if isinstance(part, FollowsPadding))
+        return at_own_sizes(follower, model, images)
 
 
 @outside_graphs(_REASON)

@@ -6,14 +6,24 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-__all__ = ["FollowsPadding", "PaddingHandle", "ended", "follow_padding", "padded", "sizes_for"]
+__all__ = [
+    "FollowsPadding",
+    "Setting",
+    "Sizes",
+    "checked_sizes",
+    "count_open",
+    "ended",
+    "followers",
+    "padded",
+    "settings",
+    "sizes_for",
+]
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -41,19 +51,28 @@ class FollowsPadding(nn.Module):
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """Whose forward passes follow which sizes; `owner` is the detector that will say, if `sizes` are not known yet."""
+class Setting:
+    """Whose forward passes follow which sizes.
+
+    Attributes:
+        followers: Identities of models.
+        sizes: None: not known yet.
+        owner: Identity of what will say them, a detector's transform.
+        result: What becomes of the detector's output; None: it stays.
+    """
 
     followers: frozenset[int]
     sizes: Sizes | None
     owner: int | None = None
+    result: Callable[[Any], Any] | None = None
 
 
 # Other threads start without: what they run is not what this thread padded.
-_settings: ContextVar[tuple[_Setting, ...]] = ContextVar("dge_models.padding", default=())
+settings: ContextVar[tuple[Setting, ...]] = ContextVar("dge_models.padding", default=())
 
 
-def _count(change: int) -> None:
+def count_open(change: int) -> None:
+    """So many more settings are in use."""
     global _open, in_use
     with _lock:
         _open += change
@@ -62,7 +81,7 @@ def _count(change: int) -> None:
 
 def sizes_for(model: nn.Module) -> Sizes | None:
     """The images' own sizes in the innermost :func:`padded` around a model; None outside."""
-    for setting in reversed(_settings.get()):
+    for setting in reversed(settings.get()):
         if id(model) in setting.followers and setting.sizes is not None:
             return setting.sizes
     return None
@@ -70,8 +89,8 @@ def sizes_for(model: nn.Module) -> Sizes | None:
 
 def ended() -> Callable[[], None]:
     """From now on no model follows padding, since what it gets was cut to size; until the result is called."""
-    token = _settings.set(())
-    return lambda: _settings.reset(token)
+    token = settings.set(())
+    return lambda: settings.reset(token)
 
 
 @contextmanager
@@ -110,17 +129,18 @@ def padded(model: nn.Module, image_sizes: Sequence[tuple[int, int]] | Tensor) ->
     """
     if torch.compiler.is_compiling():
         raise RuntimeError("padded: got a compiled caller; expected to be called outside torch.compile")
-    setting = _Setting(_followers(model), _checked(image_sizes))
-    token = _settings.set((*_settings.get(), setting))
-    _count(1)
+    setting = Setting(followers(model), checked_sizes(image_sizes))
+    token = settings.set((*settings.get(), setting))
+    count_open(1)
     try:
         yield
     finally:
-        _count(-1)
-        _settings.reset(token)
+        count_open(-1)
+        settings.reset(token)
 
 
-def _followers(module: nn.Module) -> frozenset[int]:
+def followers(module: nn.Module) -> frozenset[int]:
+    """Identities of the models in a module that follow padding; a ValueError if there is none."""
     found = frozenset(id(part) for part in module.modules() if isinstance(part, FollowsPadding))
     if not found:
         raise ValueError(
@@ -131,7 +151,8 @@ def _followers(module: nn.Module) -> frozenset[int]:
     return found
 
 
-def _checked(image_sizes: Any) -> Sizes:
+def checked_sizes(image_sizes: Any) -> Sizes:
+    """(H, W) of each image; a ValueError for what is something else."""
     rows = image_sizes.tolist() if isinstance(image_sizes, Tensor) else list(image_sizes)
     try:
         sizes = tuple((int(height), int(width)) for height, width in rows)
@@ -140,84 +161,3 @@ def _checked(image_sizes: Any) -> Sizes:
     if any(min(size) < 1 for size in sizes):
         raise ValueError(f"image_sizes: got {sizes}; expected at least 1 × 1 pixel each")
     return sizes
-
-
-class PaddingHandle:
-    """Ends what :func:`follow_padding` began: by :meth:`remove`, or as a context manager."""
-
-    def __init__(self, handles: Sequence[RemovableHandle]) -> None:
-        self._handles = tuple(handles)
-
-    def remove(self) -> None:
-        """Let the detector pad as it does by itself; a second call does nothing."""
-        for handle in self._handles:
-            handle.remove()
-
-    def __enter__(self) -> PaddingHandle:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
-def follow_padding(detector: nn.Module) -> PaddingHandle:
-    """Let the models of this package in a torchvision detector know which pixels the detector padded.
-
-    In every call of the detector the sizes that its ``transform`` resized the images to reach the models inside, as in
-    :func:`padded`, for this call and this thread alone. The detector's own layers see zeros in the padding of maps.
-
-    .. code-block:: python
-
-        detector = torchvision.models.detection.MaskRCNN(backbone, num_classes=91)
-        dge_models.follow_padding(detector)
-
-    Nothing but three hooks is added: a copy and a pickle of the detector have them too, weights have the names that
-    they had, and :meth:`PaddingHandle.remove` takes them away.
-
-    Args:
-        detector: ``GeneralizedRCNN`` (Faster, Mask and Keypoint R-CNN), ``RetinaNet``, ``FCOS``, ``SSD``: a module
-            whose ``transform`` returns an ``ImageList`` and targets.
-
-    Returns:
-        What ends it.
-
-    Raises:
-        ValueError: The module has no ``transform``, or holds no model that follows padding.
-    """
-    transform = getattr(detector, "transform", None)
-    if not isinstance(transform, nn.Module):
-        raise ValueError(
-            f"detector: got {type(detector).__name__}, which has no transform; expected a detector of torchvision's "
-            "(where other code pads, use padded)"
-        )
-    _followers(detector)
-    return PaddingHandle(
-        [
-            detector.register_forward_pre_hook(_begin),
-            transform.register_forward_hook(_take_sizes),
-            detector.register_forward_hook(_end, always_call=True),
-        ]
-    )
-
-
-# Functions of the module, so that detectors can be copied and pickled; they keep nothing of a detector.
-def _begin(detector: Any, _: Any) -> None:
-    # What is left of a call that was interrupted is dropped.
-    _end(detector, None, None)
-    setting = _Setting(_followers(detector), None, id(detector.transform))
-    _settings.set((*_settings.get(), setting))
-    _count(1)
-
-
-def _take_sizes(transform: nn.Module, _: Any, output: Any) -> None:
-    settings = _settings.get()
-    sizes = _checked(output[0].image_sizes)
-    _settings.set(tuple(replace(each, sizes=sizes) if each.owner == id(transform) else each for each in settings))
-
-
-def _end(detector: Any, _: Any, __: Any) -> None:
-    settings = _settings.get()
-    kept = tuple(each for each in settings if each.owner != id(detector.transform))
-    if len(kept) < len(settings):
-        _settings.set(kept)
-        _count(len(kept) - len(settings))

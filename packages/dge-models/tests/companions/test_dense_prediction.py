@@ -23,6 +23,7 @@ from dge_models import (
     SimpleFeaturePyramid,
     collect_routings,
     follow_padding,
+    forward_padded,
     from_timm,
     padded,
 )
@@ -119,24 +120,47 @@ def test_mask_rcnn_trains_and_detects(name: str, size: tuple[int, int]) -> None:
     assert {"boxes", "labels", "scores", "masks"} <= set(found[0])
 
 
+def _padded_batch(canvas: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    batch = torch.zeros(2, 3, *canvas)
+    for place, (rows, cols) in enumerate(SIZES):
+        batch[place, :, :rows, :cols] = torch.rand(3, rows, cols, generator=generator)
+    return batch
+
+
 @each_backbone
 def test_images_of_several_sizes_do_not_see_each_others_padding(name: str) -> None:
-    detector = _mask_rcnn(_small(name), (256, 320)).eval()
-    seen: list[Any] = []
-    body = getattr(detector.backbone, "body", detector.backbone)
-    body.register_forward_hook(lambda _, __, maps: seen.append(list(maps.values() if isinstance(maps, dict) else maps)))
-    images = [torch.rand(3, *size) for size in SIZES]
-    detector.transform.min_size, detector.transform.max_size = (250,), 340
-    with torch.no_grad(), follow_padding(detector), collect_routings(detector) as collected:
-        detector(images)
-        detector(images[:1])
-    together, alone = collected.records[0].forwards
-    for got, own in zip(*seen, strict=True):
-        torch.testing.assert_close(got[0, :, : own.shape[2], : own.shape[3]], own[0], rtol=0, atol=1e-5)
-    for got, own in zip(together, alone, strict=True):
+    backbone = _small(name).eval()
+    body = getattr(backbone, "body", backbone)
+    results = []
+    for canvas in ((256, 352), (384, 448)):
+        with torch.no_grad(), padded(body, SIZES), collect_routings(body) as collected:
+            maps = body(_padded_batch(canvas))
+        results.append((list(maps.values()) if isinstance(maps, dict) else maps, collected.routings))
+    (maps, routings), (wider, others) = results
+    for got, own in zip(wider, maps, strict=True):
+        torch.testing.assert_close(got[:, :, : own.shape[2], : own.shape[3]], own, rtol=0, atol=1e-5)
+    for got, own in zip(others, routings, strict=True):
         rows, cols = own.choice.shape[1:]
-        assert torch.equal(got.choice[0, :rows, :cols], own.choice[0])
-        assert torch.equal(got.queries[:1], own.queries)
+        assert torch.equal(got.choice[:, :rows, :cols], own.choice)
+        assert torch.equal(got.queries, own.queries)
+
+
+@each_backbone
+def test_mask_rcnn_finds_in_an_image_what_it_finds_in_it_alone(name: str) -> None:
+    detector = _mask_rcnn(_small(name), (256, 320)).eval()
+    detector.transform.min_size, detector.transform.max_size = (250,), 340
+    detector.roi_heads.score_thresh = 0.0
+    follow_padding(detector)
+    images = [torch.rand(3, *size) for size in (*SIZES, (200, 330))]
+    with torch.no_grad():
+        together = detector(images)
+        for got, image in zip(together, images, strict=True):
+            (own,) = detector([image])
+            assert len(own["boxes"]) == 3
+            assert torch.equal(got["labels"], own["labels"])
+            for key in ("scores", "masks", "boxes"):
+                torch.testing.assert_close(got[key], own[key], rtol=1e-5, atol=1e-3 if key == "boxes" else 1e-5)
 
 
 # Between two graphs torch.compile looks at gradients of tensors that have none; it hides the warning, not the error.
@@ -244,6 +268,55 @@ def test_segmentation_models_take_the_pyramid_by_name(smp: Any, architecture: st
     scatter_routing(model.encoder)
     assert _segment(model, size).shape == (2, 4, *size)
     _assert_trained(model.encoder)
+
+
+def _segmenter(smp: Any, architecture: str, **encoder: Any) -> Any:
+    torch.manual_seed(0)
+    settings = {**ARCHITECTURES[architecture], **encoder}
+    model = getattr(smp, architecture)("tu-pvt_dge_s124_tiny_256", encoder_weights=None, classes=4, **settings)
+    scatter_routing(model.encoder)
+    return model
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_segmentations_do_not_depend_on_how_much_was_padded(smp: Any, architecture: str) -> None:
+    model = _segmenter(smp, architecture).eval()
+    results = []
+    for canvas in ((256, 352), (384, 448)):
+        with torch.no_grad(), collect_routings(model) as collected:
+            logits = forward_padded(model, _padded_batch(canvas), SIZES)
+        assert logits.shape == (2, 4, *canvas)
+        results.append((logits, collected.routings))
+    (logits, routings), (wider, others) = results
+    for place, (rows, cols) in enumerate(SIZES):
+        got, own = wider[place, :, :rows, :cols], logits[place, :, :rows, :cols]
+        assert own.any()
+        torch.testing.assert_close(got, own, rtol=0, atol=1e-5)
+    for got, own in zip(others, routings, strict=True):
+        rows, cols = own.choice.shape[1:]
+        assert torch.equal(got.choice[:, :rows, :cols], own.choice)
+    with torch.no_grad(), padded(model, SIZES):  # the encoder alone, and zeros around its maps
+        inside = [model(_padded_batch(canvas))[0, :, :256, :320] for canvas in ((256, 352), (384, 448))]
+    assert not torch.allclose(*inside, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@each_size
+def test_a_compiled_encoder_under_a_segmentation_model_trains_alike(smp: Any, size: tuple[int, int]) -> None:
+    torch.compiler.reset()
+    results = []
+    for compiled in (False, True):
+        model = _segmenter(smp, "FPN", depths=(1, 1, 1, 1)).train()
+        if compiled:
+            model.encoder.compile(backend="eager")
+        torch.manual_seed(1)
+        logits = _segment(model, size)
+        gates = [block.router.gate.weight.grad for block in routed_blocks(model)]
+        results.append((logits.detach(), gates))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-4, atol=1e-5)
+    for got, own in zip(results[1][1], results[0][1], strict=True):
+        torch.testing.assert_close(got, own, rtol=1e-3, atol=1e-5)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("architecture", ["FPN", "UPerNet"])
