@@ -82,8 +82,8 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
     """A detector of torchvision.
 
     Images come normalised and in their own sizes: the detector resizes them, pads them to one batch, and gives boxes
-    in the pixels of what it was given. Its labels start at 1, as torchvision has it. A backbone of dge_models is told
-    what is padding (``dge_models.follow_padding``), one of timm's own is not.
+    in the pixels of what it was given. Its labels start at 1, as torchvision has it. With a backbone of dge_models,
+    what an image gets in evaluation does not depend on the others of its batch (``dge_models.follow_padding``).
 
     Args:
         backbone: from :func:`~dge_recipes.dense.backbones.create_backbone`; it becomes part of the detector. A pyramid

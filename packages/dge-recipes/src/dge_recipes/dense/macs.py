@@ -13,6 +13,7 @@ from torchvision.models.detection import RetinaNet
 
 import dge_models
 from dge_models import Routing, SimpleFeaturePyramid
+from dge_models.detector_padding import same_sizes
 from dge_recipes.dense.backbones import routed_backbone
 from dge_recipes.dense.detectors import MOST_PROPOSALS, ExtendedPyramid, FPNBackbone
 from dge_recipes.dense.segmenters import Segmenter
@@ -27,13 +28,13 @@ _counted: "WeakKeyDictionary[nn.Module, OrderedDict[tuple[int, int], tuple[float
 class PartMacs:
     """Multiply-accumulates per image of a batch of B.
 
-    A detector pads images to one size. Its backbone does not compute the padding, neck and head do.
+    Images of several sizes are run one size after the other, as detectors do it that follow padding.
 
     Attributes:
         backbone: float64 [B], as the images were routed; the parts of the network that ``dge_models`` counts.
         static_backbone: with every query computed; the mean over the images, where their sizes differ.
         neck: between the backbone's tokens or stages and the head: FPN, the levels of a simple feature pyramid,
-            and a segmenter's decoder.
+            and a segmenter's decoder. Where sizes differ, the mean over the images, as of the head.
         head: what finds classes and boxes. Of a two-stage detector with as many proposals as it looks at and as many
             detections as it gives at most, whatever the image: an upper bound.
     """
@@ -59,6 +60,31 @@ def forward_counted(network: nn.Module, images: Any) -> tuple[Any, PartMacs]:
     Returns:
         What the network returns, and the counts, on the CPU.
     """
+    if isinstance(network, Segmenter):
+        return _forward_counted(network, images)
+    outputs, counts = list[Any](images), list[tuple[int, PartMacs]]()
+    backbone = torch.empty(len(outputs), dtype=torch.float64)
+    for own in same_sizes(network, images):
+        found, macs = _forward_counted(network, [images[place] for place in own])
+        for place, each in zip(own, found, strict=True):
+            outputs[place] = each
+        backbone[own] = macs.backbone
+        counts.append((len(own), macs))
+    return outputs, PartMacs(backbone, *_means(counts))
+
+
+def _means(counts: Sequence[tuple[int, PartMacs]]) -> tuple[float, float, float]:
+    """Of a static backbone, neck and head over groups of so many images."""
+    if len(counts) == 1:
+        return counts[0][1].static_backbone, counts[0][1].neck, counts[0][1].head
+    total = sum(count for count, _ in counts)
+    sums = [[count * part for part in (macs.static_backbone, macs.neck, macs.head)] for count, macs in counts]
+    static, neck, head = (sum(parts) / total for parts in zip(*sums, strict=True))
+    return static, neck, head
+
+
+def _forward_counted(network: nn.Module, images: Any) -> tuple[Any, PartMacs]:
+    """The same of images that the network runs together."""
     shapes: list[torch.Size] = []
     own_sizes: list[list[tuple[int, int]]] = []
     backbone: nn.Module = network.encoder if isinstance(network, Segmenter) else network.backbone  # type: ignore[assignment]

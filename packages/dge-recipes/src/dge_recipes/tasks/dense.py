@@ -206,9 +206,9 @@ def own_batches(
 ) -> Iterator[tuple[list[Tensor], list[dict[str, Tensor]]]]:
     """A process's share of the held-out set, without the images that Accelerate repeats to make batches even.
 
-    What is left are the batches that one process alone would see: what a detector makes of an image depends a little
-    on the others that it is padded with, and evaluations must not depend on the number of processes. So a batch may be
-    empty; there are equally many in every process.
+    What is left are the batches that one process alone would see: sums of floating-point numbers depend a little on how
+    many images are run together, and evaluations must not depend on the number of processes. So a batch may be empty;
+    there are equally many in every process.
 
     Args:
         loader: of the held-out set in its order, as prepared; yields lists of images and of targets.

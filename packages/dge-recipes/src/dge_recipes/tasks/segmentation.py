@@ -106,9 +106,11 @@ class Segmentation(DenseTask):
 def _forwards(
     model: nn.Module, images: Sequence[Tensor], accelerator: Accelerator
 ) -> Iterator[tuple[Sequence[int], Tensor, PartMacs]]:
-    """Places of images, their logits [n, classes, h, w] and costs: all at once where they are of one size."""
-    together = len({image.shape for image in images}) == 1
-    for some in [range(len(images))] if together else [[place] for place in range(len(images))]:
+    """Places of images of one size, their logits [n, classes, h, w] and costs; one size after the other."""
+    sizes: dict[torch.Size, list[int]] = {}
+    for place, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(place)
+    for some in sizes.values():
         with accelerator.autocast():
             logits, macs = forward_counted(model, torch.stack([images[place] for place in some]))
         yield some, logits, macs
