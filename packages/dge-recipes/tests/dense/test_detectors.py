@@ -93,3 +93,21 @@ def test_heads_that_do_not_fit(head: dict[str, Any], words: str) -> None:
 def test_a_size_is_needed() -> None:
     with pytest.raises(UserError, match=r"head.short_side: got null, expected pixels"):
         build_detector(pyramid(), HeadConfig(kind="retinanet"), 3)
+
+
+def test_short_sides_are_drawn_for_each_image_in_training_alone() -> None:
+    model = detector("retinanet", short_sides=(48, 64, 56), long_side=96)
+    sizes: list[tuple[int, int]] = []
+    model.transform.register_forward_hook(lambda _, __, out: sizes.extend(out[0].image_sizes))
+    images, targets = [torch.randn(3, 64, 96)] * 8, [boxes(2)] * 8
+    for seed in (0, 1, 0):
+        torch.manual_seed(seed)
+        model(images, targets)
+    assert {rows for rows, _ in sizes} == {48, 56, 64}
+    assert sizes[:8] == sizes[16:] != sizes[8:16]
+    sizes.clear()
+    with torch.no_grad():
+        model.eval()(images)
+    assert set(sizes) == {(64, 96)}
+    with pytest.raises(UserError, match=r"head.short_sides: got \[48, 56\], expected head.short_side=64 among them"):
+        detector("retinanet", short_sides=(48, 56))

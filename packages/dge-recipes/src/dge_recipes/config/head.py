@@ -36,6 +36,12 @@ class HeadConfig(Section):
     short_side: Count | None = Field(
         default=None, description="detection: pixels that the short side is resized to; null: data.image_size"
     )
+    short_sides: tuple[Count, ...] | None = Field(
+        default=None,
+        strict=False,
+        description="detection: in training the short side of each image is resized to one of these, drawn anew every "
+        "time; short_side, which evaluation takes, must be among them; null: always to short_side",
+    )
     long_side: Count | None = Field(
         default=None, description="detection: most pixels of the long side then; null: data.image_size"
     )

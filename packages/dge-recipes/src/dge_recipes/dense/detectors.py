@@ -110,7 +110,7 @@ def build_detector(backbone: nn.Module, head: HeadConfig, num_classes: int, imag
     sizes = tuple(tuple(round(stride * scale * octave) for octave in octaves) for stride in strides)
     anchors = AnchorGenerator(sizes, (_RATIOS,) * len(sizes))
     resizing: dict[str, Any] = {
-        "min_size": _side(head.short_side, image_size, "short_side"),
+        "min_size": _short_sides(head, image_size),
         "max_size": _side(head.long_side, image_size, "long_side"),
         "image_mean": [0.0, 0.0, 0.0],
         "image_std": [1.0, 1.0, 1.0],
@@ -202,6 +202,15 @@ def _norm(head: HeadConfig) -> Callable[..., nn.Module] | None:
     if head.channels % groups:
         raise UserError(f"head.channels: got {head.channels}, expected a multiple of {groups} with head.norm=group")
     return partial(nn.GroupNorm, groups)
+
+
+def _short_sides(head: HeadConfig, image_size: int | None) -> tuple[int, ...]:
+    """Those of training; evaluation takes the last."""
+    own = _side(head.short_side, image_size, "short_side")
+    sides = head.short_sides or (own,)
+    if own not in sides:
+        raise UserError(f"head.short_sides: got {list(sides)}, expected head.short_side={own} among them")
+    return (*(side for side in sides if side != own), own)
 
 
 def _side(side: int | None, image_size: int | None, key: str) -> int:
