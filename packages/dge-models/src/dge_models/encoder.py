@@ -26,6 +26,7 @@ from dge_models.attention import (
     refuse_unsupported,
 )
 from dge_models.every_split import every_patch, pool_coarse_splits, recombine
+from dge_models.plain_block import run_plain
 from dge_models.projections import has_hooks, placement
 from dge_models.router import Router
 from dge_models.routing import Routing, region_grid, straight_through
@@ -249,6 +250,10 @@ class DGEBlock(Block):
                 they are not called.
             ValueError: `noise` is given in evaluation or has another shape.
         """
+        if not (self.training or torch.is_grad_enabled() or return_routing or type(self) is not DGEBlock):
+            out = run_plain(self, x, grid, num_prefix_tokens) if noise is None and self.fixed_layout is None else None
+            if out is not None:
+                return out
         refuse_hooks(self.attn, f"{self._called}.attn")
         if not self.training and noise is not None:
             raise ValueError("noise: got a tensor in evaluation mode; expected None, evaluation takes the argmax")

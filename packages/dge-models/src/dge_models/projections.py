@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as _everywhere
 
-__all__ = ["copied", "has_hooks", "is_plain", "linear_shape", "linear_shapes"]
-__all__ += ["own_parameter", "placement", "project"]
+__all__ = ["copied", "has_hooks", "hooked_everywhere", "is_own_tensor", "is_plain", "linear_shape"]
+__all__ += ["linear_shapes", "own_parameter", "placement", "project"]
 
 # A parameter; what torch.func puts in its place; what either is while torch traces a program.
 _OWN_TENSORS = (nn.Parameter, Tensor)
@@ -45,9 +45,14 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     Args:
         layer: Any module.
     """
-    if type(layer) is not nn.Linear or has_hooks(layer) or _hooked_everywhere():
+    if type(layer) is not nn.Linear or has_hooks(layer) or hooked_everywhere():
         return False
-    kind = type(layer.weight)
+    return is_own_tensor(layer.weight)
+
+
+def is_own_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a weight is an ordinary tensor, neither quantised nor sharded nor missing."""
+    kind = type(value)
     return kind in _OWN_TENSORS or kind.__module__.startswith(_TRACING)
 
 
@@ -57,7 +62,7 @@ def copied(module: Module) -> Module:
     return copy.deepcopy(module, {id(value): value.detach().clone() for value in computed if not value.is_leaf})
 
 
-def _hooked_everywhere() -> bool:
+def hooked_everywhere() -> bool:
     """Whether there are hooks for all modules of the process. Torch's own only watch, as its flop counter's do."""
     if not (
         _everywhere._global_forward_hooks
