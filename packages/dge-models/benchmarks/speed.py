@@ -1,12 +1,14 @@
 """DGE-DeiT against timm's DeiT: latency, training step, memory; what the MACs imply beside what the clock says.
 
     python benchmarks/speed.py [--device cpu|cuda] [--threads N] [--sizes tiny small] [--batches 1 8 32]
-                               [--train-batch 64] [--rounds 15] [--no-compile] [--output FILE.json]
+                               [--train-batch 64] [--rounds 15] [--clock wall|thread] [--no-compile]
+                               [--output FILE.json]
 
 Both models see the same images in turns, eager against eager and compiled against compiled; the ratio of the
 medians is what counts. Routing is forced: each image of a batch gets random splits of its own, and the share of
 regions at the finest split is chosen so that the whole model's MAC ratio is about --ratio. On a CPU in float32, on a
-GPU in bfloat16 unless --dtype says otherwise. Memory is measured in a process of its own per row.
+GPU in bfloat16 unless --dtype says otherwise. Memory is measured in a process of its own per row. On a machine that
+others use too, `--threads 1 --clock thread` counts the time that inference itself got of a processor.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import argparse
 import gc
 import json
 import multiprocessing
+import shlex
+import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +36,7 @@ from dge_models.vit import routed_blocks
 
 Row = dict[str, Any]
 IMAGE = 256
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "thread": time.thread_time}
 NOT_MEASURED = "not measured"
 
 
@@ -81,7 +87,7 @@ def inference(options: argparse.Namespace, mode: str) -> list[Row]:
             for name, model in (("dense", dense), ("dge", routed)):
                 run[name] = forward(prepare(model, mode), images, options)
             with torch.inference_mode():
-                seconds = in_turns(run, options.device, options.rounds)
+                seconds = in_turns(run, options.device, options.rounds, CLOCKS[options.clock])
             speedup = seconds["dense"] / seconds["dge"]
             rows.append(
                 {
@@ -214,9 +220,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train-batch", type=int, default=64, help="0 leaves the training steps out")
     parser.add_argument("--ratio", type=float, default=0.57, help="MAC ratio to force")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="of inference; thread: on one CPU thread only")
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled models out")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args()
+    if options.clock == "thread" and (options.device != "cpu" or options.threads != 1):
+        parser.error("--clock thread: expected --device cpu --threads 1, it sees no other thread and no GPU")
     options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
     options.batches = options.batches or ([1, 64, 256] if options.device == "cuda" else [1, 8, 32])
     return options
@@ -235,7 +244,10 @@ def main() -> None:
     show("Training step, eager", tables["training"])
     if options.output:
         shown = {name: rows or NOT_MEASURED for name, rows in tables.items()}
-        options.output.write_text(json.dumps({"machine": where, "dtype": options.dtype, **shown}, indent=1) + "\n")
+        header = {"machine": where, "dtype": options.dtype, "command": shlex.join(["python", *sys.argv])}
+        if options.clock != "wall":
+            header["clock of inference"] = options.clock
+        options.output.write_text(json.dumps({**header, **shown}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ import timm
 import torch
 
 
-def in_turns(candidates: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, float]:
+def in_turns(
+    candidates: dict[str, Callable[[], object]],
+    device: str,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Median seconds of each candidate, called in turns so that a change of the machine's pace meets them all."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for call in candidates.values():
@@ -22,19 +27,19 @@ def in_turns(candidates: dict[str, Callable[[], object]], device: str, rounds: i
             call()
     for _ in range(rounds):
         for name, call in candidates.items():
-            times[name].append(_time_once(call, device))
+            times[name].append(_time_once(call, device, clock))
     return {name: statistics.median(samples) for name, samples in times.items()}
 
 
-def _time_once(call: Callable[[], object], device: str) -> float:
-    """Wall-clock seconds, the wait for the device included: what a user waits for."""
+def _time_once(call: Callable[[], object], device: str, clock: Callable[[], float]) -> float:
+    """Seconds by a clock, the wait for the device included: by the wall's, what a user waits for."""
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     call()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_megabytes(device: str) -> float:
