@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.layers import Attention, AttentionRope, LayerNorm
 from torch import nn
+from torch.nn.utils import prune
 
 from dge_models.attention import TIMM_ATTENTION, attend, full_attention, input_width, keys_values, refuse_unsupported
 from dge_models.pvt_block import DGEPyramidBlock, ReducedAttention
@@ -25,6 +26,24 @@ def test_attending_to_oneself_is_timms_attention(options: dict[str, object]) -> 
     x = torch.randn(2, 7, 24)
     out = attend(attn, x, *keys_values(attn, x), partial(full_attention, scale=attn.scale))
     torch.testing.assert_close(out, attn(x))
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_keys_and_values_in_an_onnx_export_are_the_same(pruned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    attn = Attention(24, num_heads=3, qkv_bias=True).eval()
+    if pruned:  # then the layer has to be called, once
+        prune.l1_unstructured(attn.qkv, "weight", 0.5)
+    x = torch.randn(2, 7, 24)
+    expected = keys_values(attn, x)
+    widths: list[int] = []
+    linear = nn.functional.linear
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    monkeypatch.setattr(
+        nn.functional, "linear", lambda x, weight, bias: widths.append(len(weight)) or linear(x, weight, bias)
+    )
+    for got, want in zip(keys_values(attn, x), expected, strict=True):
+        torch.testing.assert_close(got, want)
+    assert widths == ([72] if pruned else [24, 24])
 
 
 def test_the_output_gate_of_newer_timm_is_honoured() -> None:

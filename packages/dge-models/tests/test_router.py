@@ -210,3 +210,12 @@ def test_what_a_hook_does_to_a_gate_is_what_is_chosen() -> None:
 def test_logits_have_a_shape_on_the_meta_device() -> None:
     router = Router(8, device="meta")
     assert router.logits(torch.randn(2, 16, 8, device="meta"), (4, 4)).shape == (2, 1, 1, 3)
+
+
+def test_logits_in_an_onnx_export_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, means = Router(6, (4, 2, 1)), torch.randn(2, 3, 5, 6)
+    nn.init.normal_(router.gate.bias)
+    expected = router.logits_of(means)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    monkeypatch.setattr(nn.functional, "linear", None)  # not called
+    torch.testing.assert_close(router.logits_of(means), expected)

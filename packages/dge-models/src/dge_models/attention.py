@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from dge_models.projections import has_hooks, linear_shape, project
+from dge_models.projections import has_hooks, is_plain, linear_shape, project
 
 __all__ = [
     "TIMM_ATTENTION",
@@ -125,8 +125,13 @@ def keys_values(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Keys and values, [B, N, h, d] each.
     """
-    kv = project(attn.qkv, tokens, slice(attn.num_heads * attn.head_dim, None))
-    k, v = torch.unflatten(kv, -1, (2, attn.num_heads, attn.head_dim)).unbind(-3)
+    inner = attn.num_heads * attn.head_dim
+    if torch.onnx.is_in_onnx_export() and is_plain(attn.qkv):  # its runtimes copy both parts of what is split
+        parts = (project(attn.qkv, tokens, slice(part * inner, (part + 1) * inner)) for part in (1, 2))
+        k, v = (torch.unflatten(part, -1, (attn.num_heads, attn.head_dim)) for part in parts)
+    else:
+        kv = project(attn.qkv, tokens, slice(inner, None))
+        k, v = torch.unflatten(kv, -1, (2, attn.num_heads, attn.head_dim)).unbind(-3)
     # Under autocast a norm may widen its output; timm's attention narrows it again, as every matmul does.
     return attn.k_norm(k).to(v.dtype), v
 
