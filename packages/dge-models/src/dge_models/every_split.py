@@ -51,7 +51,8 @@ def pool_every_split(x: Tensor, grid: tuple[int, int], num_prefix_tokens: int, s
 def nested_means(x: Tensor, grid: tuple[int, int], num_prefix_tokens: int, sides: Sequence[int]) -> list[Tensor]:
     """Means of whole patches, those of large patches from those of small ones.
 
-    Means along one axis at a time keep channels together, where pooling wants a layout of its own.
+    Means along one axis at a time keep channels together, where pooling wants a layout of its own. Those of whole rows
+    come first, long runs of memory that become half as many or fewer.
 
     Args:
         x: [B, T + H·W, C] tokens, prefix tokens first; any floating dtype.
@@ -68,8 +69,9 @@ def nested_means(x: Tensor, grid: tuple[int, int], num_prefix_tokens: int, sides
         below = max(small for small in maps if side % small == 0)
         means, times = maps[below], side // below
         if times > 1:
-            means = torch.unflatten(means, 2, (-1, times)).mean(3, dtype=wide)
-            means = torch.unflatten(means, 1, (-1, times)).mean(2)
+            columns = means.shape[2]
+            means = torch.unflatten(means.flatten(2), 1, (-1, times)).mean(2, dtype=wide)
+            means = torch.unflatten(means, 2, (columns // times, times, -1)).mean(3)
         maps[side] = means.to(wide)
     return [maps[side] for side in sides]
 

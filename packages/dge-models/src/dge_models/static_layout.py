@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,8 @@ class Pooled:
     """What queries are taken from.
 
     Attributes:
-        tables: Rows [B, M, C] that queries are taken from: where no region is clipped one per split, of which the
-            finest is the tokens themselves, prefix tokens included; else one for all.
+        tables: Rows [B, M, C] that queries are taken from: where no region is clipped the tokens themselves, prefix
+            tokens included, and the queries of all coarser splits; else one for all.
         means: float32 [B, ⌈H/S⌉, ⌈W/S⌉, C], the mean token of each region (float64 for float64 tokens).
     """
 
@@ -38,7 +38,7 @@ class Places:
     Attributes:
         choice: int64 [B, ⌈H/S⌉, ⌈W/S⌉], the index of each region's split.
         sources: For each of the tables of :class:`Pooled`, the queries taken from it: int64 [B, F], places among the
-            queries of :func:`pool_every_split`. Prefix tokens, which come first, are not among them.
+            queries of :func:`pool_every_split`, prefix tokens first.
         row: int64 [B, T + H·W], for each token the row of the query that stands for it.
     """
 
@@ -105,11 +105,10 @@ class FixedLayout(nn.Module):
 
     cells: Tensor
     inside: Tensor
+    picks: Tensor
     earlier: Tensor
-    region: Tensor
-    step: Tensor
-    local: Tensor
     rows_of: Tensor
+    token: Tensor
 
     def __init__(
         self,
@@ -160,7 +159,8 @@ class FixedLayout(nn.Module):
             return Pooled((pool_every_split(x, *where, self.splits),), region_means(spatial, self.splits[0]))
         sides = patch_sides(self.splits)[1:]
         *coarse, means = nested_means(x, *where, (*sides, self.splits[0]))
-        return Pooled((x, *(part.flatten(1, 2).to(x.dtype) for part in coarse)), means)
+        parts = [part.flatten(1, 2).to(x.dtype) for part in coarse]
+        return Pooled((x, torch.cat(parts, dim=1)) if parts else (x,), means)
 
     def forward(self, logits: Tensor) -> Places:
         """Choose splits and lay out the queries.
@@ -168,8 +168,7 @@ class FixedLayout(nn.Module):
         Args:
             logits: float32 [B, ⌈H/S⌉, ⌈W/S⌉, n].
         """
-        shape = logits.shape[1:3]
-        rank = self._rank(logits.flatten(1, 2))
+        rank = self._rank(logits.flatten(1, 2).transpose(1, 2))
         place = rank.long()
         choice, taken = torch.zeros_like(place), 0
         for count in self.counts[:-1]:
@@ -177,12 +176,16 @@ class FixedLayout(nn.Module):
             choice = choice + (place >= taken)
         # The ranks are distinct, so every runtime sorts them alike.
         order = rank.topk(rank.shape[1], dim=1, largest=False).indices
-        sources = self._lay_out(self.cells, order)
-        row = F.embedding(place.index_select(1, self.region) * self.step + self.local, self.rows_of).squeeze(-1)
+        row = F.embedding(place, self.rows_of).flatten(1).index_select(1, self.token)
+        cells = F.embedding(order, self.cells).flatten(1)
         if self.clipped:
-            source, row = self._drop_outside(torch.cat(sources, dim=1), order, row)
-            sources = (source,)
-        return Places(torch.unflatten(choice, 1, shape), sources, row)
+            source, row = self._drop_outside(cells.index_select(1, self.picks), order, row)
+            sources: tuple[Tensor, ...] = (source,)
+        else:
+            fine = self.num_prefix_tokens + self.counts[0] * self.splits[0] ** 2
+            parts = (self.picks[:fine], self.picks[fine:])
+            sources = tuple(cells.index_select(1, part) for part in parts[: len(self.splits)])
+        return Places(torch.unflatten(choice, 1, logits.shape[1:3]), sources, row)
 
     def take(self, x: Tensor, pooled: Pooled, places: Places) -> Tensor:
         """The queries, [B, K, C], prefix tokens first, then finest ones first.
@@ -192,7 +195,7 @@ class FixedLayout(nn.Module):
             pooled: Of these tokens.
             places: Of these tokens.
         """
-        parts, first = [x[:, : self.num_prefix_tokens]] if self.num_prefix_tokens else [], 0
+        parts, first = [], 0
         for table, source in zip(pooled.tables, places.sources, strict=True):
             if source.shape[1]:
                 parts.append(take_rows(table, source, first))
@@ -201,49 +204,38 @@ class FixedLayout(nn.Module):
 
     def source(self, places: Places) -> Tensor:
         """The place of each row of :meth:`take` among the queries of :func:`pool_every_split`, int64 [B, K]."""
-        images = places.choice.shape[0]
-        prefix = torch.arange(self.num_prefix_tokens, device=places.choice.device).expand(images, -1)
-        return torch.cat([prefix, *places.sources], dim=1)
+        return torch.cat(places.sources, dim=1)
 
     def _rank(self, logits: Tensor) -> Tensor:
-        """The place of each region in the order in which splits are given out, float32 [B, R], from logits [B, R, n].
+        """The place of each region in the order in which splits are given out, int32 [B, R], from logits [B, n, R].
 
         Counting who comes before gives the ranks without a sort. Sorts of other runtimes promise nothing about equal
         values, and would need a scatter to tell who is taken.
         """
-        regions, taken, rank = logits.shape[1], 0, None
+        regions, taken, rank = logits.shape[2], 0, None
+        each = logits.split(1, dim=1)
         for split, count in enumerate(self.counts[:-1]):
             if count and taken + count < regions:
-                worth = logits[..., split] - logits[..., split + 1 :].amax(-1)
+                own = each[split] - reduce(torch.maximum, each[split + 1 :])
                 if rank is not None:
-                    worth = worth.masked_fill(rank < taken, float("inf"))
-                other, own = worth.unsqueeze(1), worth.unsqueeze(2)
+                    own = own.masked_fill(rank < taken, float("inf"))
+                other = own.transpose(1, 2)
                 before = (other > own) | ((other == own) & self.earlier)
-                rank = before.float().sum(-1)
+                rank = before.int().sum(1, keepdim=True, dtype=torch.int32)
             taken += count
         if rank is None:
-            return torch.arange(regions, device=logits.device).float().expand(logits.shape[0], -1)
-        return rank
-
-    def _lay_out(self, table: Tensor, order: Tensor) -> tuple[Tensor, ...]:
-        """For each split, what a table [n, R, S²] says of the patches of its regions, [B, F]; `order` is [B, R]."""
-        parts, start = [], 0
-        for split, (count, k) in enumerate(zip(self.counts, self.splits, strict=True)):
-            parts.append(F.embedding(order[:, start : start + count], table[split, :, : k * k]).flatten(1))
-            start += count
-        return tuple(parts)
+            return torch.arange(regions, dtype=torch.int32, device=logits.device).expand(logits.shape[0], -1)
+        return rank.squeeze(1)
 
     def _drop_outside(self, source: Tensor, order: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Sources [B, F] and rows without the patches outside the grid, as far as all images can do without."""
-        rows, kept, prefix = source.shape[1], self.num_queries - self.num_prefix_tokens, self.num_prefix_tokens
+        rows, kept = source.shape[1], self.num_queries
         if kept == rows:
             return source, row
-        inside = torch.cat(self._lay_out(self.inside, order), dim=1)
+        inside = F.embedding(order, self.inside).flatten(1).index_select(1, self.picks)
         first = torch.arange(rows, 0, -1, device=source.device)
         source = source.gather(1, (inside * rows + first).topk(kept, dim=1).indices)
-        moved = inside.cumsum(1) + (prefix - 1)
-        stays = torch.arange(prefix, device=source.device).expand(source.shape[0], -1)
-        return source, torch.cat([stays, moved], dim=1).gather(1, row)
+        return source, (inside.cumsum(1) - 1).gather(1, row)
 
 
 def _tables(
@@ -252,39 +244,42 @@ def _tables(
     """Index tables of a grid.
 
     Returns:
-        ``cells`` int64 [n, R, S²]: the place of each patch of each region among the queries of all splits, for
-        patches outside the grid that of another; ``inside`` int64 [n, R, S²], 1 for patches in the grid;
-        ``earlier`` bool [R, R], whether a region, the column, comes before another, the row; ``region`` int64
-        [T + H·W], each token's region; ``rows_of`` int64 [T + R·S², 1], the row that stands for a prefix token, and
-        for each token of each region in the order of the ranks; ``step`` and ``local`` int64 [T + H·W]: a token's
-        place in ``rows_of`` is its region's rank times the one plus the other.
+        ``cells`` int64 [R, n·S² + T]: for each region the place of each patch of each split among the queries of all
+        splits, for patches outside the grid that of another, and those of the prefix tokens; ``inside`` int64
+        [R, n·S² + T], 1 for patches in the grid; ``picks`` int64 [K], which of R·(n·S² + T) places are queries,
+        regions in the order of their ranks; ``earlier`` bool [R, R], whether a region, the row, comes before another,
+        the column; ``rows_of`` int64 [R, S² + T]: for each rank the rows that stand for its region's tokens and for
+        the prefix tokens; ``token`` int64 [T + H·W], each token's place in R·(S² + T), regions in the order of the
+        grid.
     """
     size, (region_rows, region_cols) = splits[0], region_grid(grid, splits)
     prefix, regions = torch.arange(num_prefix_tokens), region_rows * region_cols
+    every, area = prefix.expand(regions, -1), size * size
+    width = len(splits) * area + num_prefix_tokens
     region_y = torch.arange(region_rows).view(-1, 1, 1)
     region_x = torch.arange(region_cols).view(1, -1, 1)
     y, x = torch.arange(grid[0]).view(-1, 1), torch.arange(grid[1]).view(1, -1)
     of_y, of_x = torch.arange(size).view(-1, 1), torch.arange(size).view(1, -1)
-    cells, inside, rows_of = [], [], [prefix]
-    offset, start = num_prefix_tokens, num_prefix_tokens
-    for k, side, count in zip(splits, patch_sides(splits), counts, strict=True):
+    cells, inside, rows_of, picks = [], [], [], [len(splits) * area + prefix]
+    offset, start, rank = num_prefix_tokens, num_prefix_tokens, 0
+    for split, (k, side, count) in enumerate(zip(splits, patch_sides(splits), counts, strict=True)):
         rows, cols = -(-grid[0] // side), -(-grid[1] // side)
-        patch = torch.arange(size * size).clamp(max=k * k - 1)
+        patch = torch.arange(area).clamp(max=k * k - 1)
         down, across = region_y * k + patch // k, region_x * k + patch % k
         exists = (down < rows) & (across < cols)
         cells.append((offset + (down * cols + across) * exists).flatten(0, 1))
         inside.append(exists.flatten(0, 1).long())
         offset += rows * cols
-        of_region = torch.arange(count).view(-1, 1) * (k * k) + (of_y // side * k + of_x // side).flatten()
-        rows_of.append(start + of_region.flatten())
-        start += count * k * k
-    spatial = torch.ones(grid, dtype=torch.long).flatten()
+        of_rank = torch.arange(count).view(-1, 1)
+        rows_of.append(start + of_rank * (k * k) + (of_y // side * k + of_x // side).flatten())
+        picks.append(((rank + of_rank) * width + split * area + torch.arange(k * k)).flatten())
+        start, rank = start + count * k * k, rank + count
+    local = (y // size * region_cols + x // size) * (area + num_prefix_tokens) + y % size * size + x % size
     return {
-        "cells": torch.stack(cells),
-        "inside": torch.stack(inside),
-        "earlier": torch.ones(regions, regions, dtype=torch.bool).tril(-1),
-        "region": torch.cat([0 * prefix, (y // size * region_cols + x // size).flatten()]),
-        "step": torch.cat([0 * prefix, size * size * spatial]),
-        "local": torch.cat([prefix, num_prefix_tokens + (y % size * size + x % size).flatten()]),
-        "rows_of": torch.cat(rows_of).unsqueeze(1),
+        "cells": torch.cat([*cells, every], dim=1),
+        "inside": torch.cat([*inside, torch.ones_like(every)], dim=1),
+        "picks": torch.cat(picks),
+        "earlier": torch.ones(regions, regions, dtype=torch.bool).triu(1),
+        "rows_of": torch.cat([torch.cat(rows_of), every], dim=1),
+        "token": torch.cat([area + prefix, local.flatten()]),
     }
