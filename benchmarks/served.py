@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import dge_models
 from benchmarks.provenance import provenance
+from benchmarks.served_profile import compare_profiles, print_profiles, profile
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.report import machine
 from dge_recipes.errors import UserError
@@ -27,6 +28,7 @@ time both in alternation on one thread. Weights are random, and routers tell reg
 
   python -m benchmarks.served --output FILE.json
   python -m benchmarks.served --models deit_small_patch16_224@256 --to onnx --ratios 0.6 --batches 1    one of them
+  python -m benchmarks.served --profile --ratios 0.6 --batches 1 --output FILE.json    where the time goes, by operator
 """
 _MODELS = ("deit_small_patch16_224@256", "vit_small_patch14_dinov2@224")
 _COMPARED = 4  # pictures
@@ -49,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.6, 0.9], metavar="R")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], metavar="N")
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed forwards; default: %(default)s")
+    parser.add_argument("--profile", action="store_true", help="milliseconds by kind of operator, in place of speeds")
     return parser
 
 
@@ -60,8 +63,9 @@ def _run(options: argparse.Namespace) -> None:
         "rounds": options.rounds,
         **machine(torch.device("cpu")),
     }
-    print("| model | runtime | MAC ratio | batch | against dense | implied | share | difference to PyTorch |")
-    print("|---|---|---|---|---|---|---|---|")
+    if not options.profile:
+        print("| model | runtime | MAC ratio | batch | against dense | implied | share | difference to PyTorch |")
+        print("|---|---|---|---|---|---|---|---|")
     for name, size in map(_named, options.models):
         dense, routed = _pair(name, size)
         images = torch.randn(_COMPARED, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -69,7 +73,7 @@ def _run(options: argparse.Namespace) -> None:
             with tempfile.TemporaryDirectory(prefix="dge-served-") as folder:
                 for row in _rows(dense, routed, images, to, options, Path(folder)):
                     rows.append({"model": name, "image_size": size, "to": to, **row})
-                    print(_line(rows[-1]), flush=True)
+                    _tell(rows[-1])
             if options.output is not None:  # who ends it keeps what was measured
                 versions = {
                     each: version(each)
@@ -113,27 +117,33 @@ def _rows(
     for ratio in options.ratios:
         fixed = dge_models.set_fixed_queries(routed, ratio)
         exported = _export(routed, images, to, folder / f"{ratio:g}")
-        runs = {
-            each: dge_models.open_exported(path, threads=1)
-            for each, path in (("dense", folder / "dense" / exported.path.name), ("DGE", exported.path))
-        }
+        paths = {"dense": folder / "dense" / exported.path.name, "DGE": exported.path}
         for batch in options.batches:
             pixels = images[torch.arange(batch) % len(images)].contiguous()
-            seconds = dge_models.time_runs(runs, pixels, options.rounds, threads=1)
-            speedup = seconds["dense"] / seconds["DGE"]
+            found = (_profiled if options.profile else _timed)(paths, pixels, options.rounds, fixed.ratio)
             rows.append(
                 {
                     "ratio": fixed.ratio,
                     "batch": batch,
-                    "seconds": seconds,
-                    "against_dense": speedup,
-                    "share_of_implied": speedup * fixed.ratio,
+                    **found,
                     "largest_difference": exported.agreement.largest_difference,
                     "batch_difference": exported.agreement.batch_difference,
                     "export_seconds": exported.seconds,
                 }
             )
     return rows
+
+
+def _timed(paths: dict[str, Path], pixels: Tensor, rounds: int, ratio: float) -> dict[str, Any]:
+    runs = {name: dge_models.open_exported(path, threads=1) for name, path in paths.items()}
+    seconds = dge_models.time_runs(runs, pixels, rounds, threads=1)
+    speedup = seconds["dense"] / seconds["DGE"]
+    return {"seconds": seconds, "against_dense": speedup, "share_of_implied": speedup * ratio}
+
+
+def _profiled(paths: dict[str, Path], pixels: Tensor, rounds: int, _: float) -> dict[str, Any]:
+    profiles = {name: profile(path, pixels, rounds) for name, path in paths.items()}
+    return {"operators": compare_profiles(profiles)}
 
 
 def _export(model: nn.Module, images: Tensor, to: str, folder: Path) -> dge_models.Exported:
@@ -145,11 +155,15 @@ def _export(model: nn.Module, images: Tensor, to: str, folder: Path) -> dge_mode
         raise UserError(f"--to {to}: {error}") from error
 
 
-def _line(row: dict[str, Any]) -> str:
+def _tell(row: dict[str, Any]) -> None:
+    model = f"{row['model']} at {row['image_size']}"
+    if "operators" in row:
+        print_profiles(row["operators"], f"{model}, {row['to']}, MAC ratio {row['ratio']:.3f}, batch {row['batch']}")
+        return
     speed = f"{row['against_dense']:.2f}x | {1 / row['ratio']:.2f}x | {row['share_of_implied']:.2f}"
-    return (
-        f"| {row['model']} at {row['image_size']} | {row['to']} | {row['ratio']:.3f} | {row['batch']} | {speed} | "
-        f"{row['largest_difference']:.1e} |"
+    print(
+        f"| {model} | {row['to']} | {row['ratio']:.3f} | {row['batch']} | {speed} | {row['largest_difference']:.1e} |",
+        flush=True,
     )
 
 
