@@ -207,7 +207,7 @@ class FixedLayout(nn.Module):
         return torch.cat(places.sources, dim=1)
 
     def _rank(self, logits: Tensor) -> Tensor:
-        """The place of each region in the order in which splits are given out, int32 [B, R], from logits [B, n, R].
+        """The place of each region in the order in which splits are given out, float32 [B, R], from logits [B, n, R].
 
         Counting who comes before gives the ranks without a sort. Sorts of other runtimes promise nothing about equal
         values, and would need a scatter to tell who is taken.
@@ -216,16 +216,16 @@ class FixedLayout(nn.Module):
         each = logits.split(1, dim=1)
         for split, count in enumerate(self.counts[:-1]):
             if count and taken + count < regions:
-                own = each[split] - reduce(torch.maximum, each[split + 1 :])
+                other = each[split] - reduce(torch.maximum, each[split + 1 :])
                 if rank is not None:
-                    own = own.masked_fill(rank < taken, float("inf"))
-                other = own.transpose(1, 2)
+                    other = other.masked_fill(rank.unsqueeze(1) < taken, float("inf"))
+                own = other.transpose(1, 2)
                 before = (other > own) | ((other == own) & self.earlier)
-                rank = before.int().sum(1, keepdim=True, dtype=torch.int32)
+                rank = before.float().sum(-1)
             taken += count
         if rank is None:
-            return torch.arange(regions, dtype=torch.int32, device=logits.device).expand(logits.shape[0], -1)
-        return rank.squeeze(1)
+            return torch.arange(regions, device=logits.device).float().expand(logits.shape[0], -1)
+        return rank
 
     def _drop_outside(self, source: Tensor, order: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
         """Sources [B, F] and rows without the patches outside the grid, as far as all images can do without."""
@@ -246,11 +246,10 @@ def _tables(
     Returns:
         ``cells`` int64 [R, n·S² + T]: for each region the place of each patch of each split among the queries of all
         splits, for patches outside the grid that of another, and those of the prefix tokens; ``inside`` int64
-        [R, n·S² + T], 1 for patches in the grid; ``picks`` int64 [K], which of R·(n·S² + T) places are queries,
-        regions in the order of their ranks; ``earlier`` bool [R, R], whether a region, the row, comes before another,
-        the column; ``rows_of`` int64 [R, S² + T]: for each rank the rows that stand for its region's tokens and for
-        the prefix tokens; ``token`` int64 [T + H·W], each token's place in R·(S² + T), regions in the order of the
-        grid.
+        [R, n·S² + T], 1 for patches in the grid; ``picks`` int64, which of R·(n·S² + T) places are queries, regions
+        in the order of their ranks; ``earlier`` bool [R, R], whether a region, the column, comes before another, the
+        row; ``rows_of`` int64 [R, S² + T]: for each rank the rows that stand for its region's tokens and for the
+        prefix tokens; ``token`` int64 [T + H·W], each token's place in R·(S² + T), regions in the order of the grid.
     """
     size, (region_rows, region_cols) = splits[0], region_grid(grid, splits)
     prefix, regions = torch.arange(num_prefix_tokens), region_rows * region_cols
@@ -279,7 +278,7 @@ def _tables(
         "cells": torch.cat([*cells, every], dim=1),
         "inside": torch.cat([*inside, torch.ones_like(every)], dim=1),
         "picks": torch.cat(picks),
-        "earlier": torch.ones(regions, regions, dtype=torch.bool).triu(1),
+        "earlier": torch.ones(regions, regions, dtype=torch.bool).tril(-1),
         "rows_of": torch.cat([torch.cat(rows_of), every], dim=1),
         "token": torch.cat([area + prefix, local.flatten()]),
     }
