@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_a_package_runs_in_python_and_in_a_program_without_it(tmp_path: Path) ->
     subprocess.run(command, check=True)
     output = torch.frombuffer(bytearray((tmp_path / "output").read_bytes()), dtype=torch.float32)
     torch.testing.assert_close(output.view(expected.shape), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="an AOTInductor package needs a C++ compiler"
+)
+def test_a_package_in_bf16_computes_what_the_model_does_in_bf16(tmp_path: Path) -> None:
+    model: Any = build_small(depth=1, global_pool="avg")
+    images = torch.randn(2, 3, 32, 32)
+    set_fixed_queries(model, 0.7)
+    write_exported(model, images, tmp_path / "model.pt2", to="pt2", precision="bf16")
+    with torch.no_grad():
+        exact, expected = model(images), copy.deepcopy(model).bfloat16()(images.bfloat16()).float()
+    got = open_exported(tmp_path / "model.pt2")(images)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, expected, atol=2e-2 * float(exact.abs().max()), rtol=0)
+    assert (got - exact).abs().max() > 1e-5  # it is not computed in float32
 
 
 @pytest.mark.parametrize(
