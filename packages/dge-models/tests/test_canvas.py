@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dge_models import SimpleFeaturePyramid, padded
-from dge_models.canvas import StageTokens, at_own_sizes
+from dge_models.canvas import StageTokens, at_own_sizes, forward_padded
 
 SIZES = [(32, 64), (64, 32), (32, 64)]
 
@@ -58,3 +58,40 @@ def test_sizes_that_do_not_fit_the_batch(sizes: list[tuple[int, int]], words: st
     model = _model()
     with padded(model, sizes), pytest.raises(ValueError, match=f"image_sizes: got .*{words}"):
         at_own_sizes(model, _cells, torch.randn(2, 3, 64, 64))
+
+
+class _Segmenter(nn.Module):
+    """Convolutions with biases behind the finest map, and one class per pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid = _model()
+        self.head = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1), nn.Upsample(scale_factor=4)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.pyramid(images)["0"])
+        return logits
+
+
+def test_layers_behind_a_model_do_not_see_the_padding_either() -> None:
+    model, sizes = _Segmenter().eval(), [(32, 64), (60, 30)]
+    results, inside = [], []
+    for canvas in ((64, 64), (96, 128)):
+        batch = torch.zeros(2, 3, *canvas)
+        for place, size in enumerate(sizes):
+            batch[place, :, : size[0], : size[1]] = torch.linspace(-1, 1, size[0] * size[1]).view(size)
+        with torch.no_grad():
+            results.append(forward_padded(model, batch, sizes))
+            with padded(model, sizes):
+                inside.append(model(batch))
+        assert results[-1].shape == (2, 2, *canvas)
+        assert not results[-1][0, :, 32:].any()
+    for place, (rows, cols) in enumerate(sizes):
+        own, wider = (result[place, :, :rows, :cols] for result in results)
+        assert own.any()
+        torch.testing.assert_close(wider, own, rtol=0, atol=1e-5)
+    assert not torch.allclose(inside[0][0, :, :32, :64], inside[1][0, :, :32, :64], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="image_sizes: got 1 sizes; expected one per image of the batch, 2"):
+        forward_padded(model, torch.zeros(2, 3, 64, 64), sizes[:1])
