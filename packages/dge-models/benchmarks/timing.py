@@ -8,10 +8,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+
+import dge_models
 
 
 def in_turns(
@@ -21,25 +24,13 @@ def in_turns(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each candidate, called in turns so that a change of the machine's pace meets them all."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for call in candidates.values():
-        for _ in range(3):
-            call()
-    for _ in range(rounds):
-        for name, call in candidates.items():
-            times[name].append(_time_once(call, device, clock))
+    runs = {name: partial(_call, call) for name, call in candidates.items()}
+    times = dge_models.time_in_turns(runs, [None], rounds, warmup=3, device=device, clock=clock)
     return {name: statistics.median(samples) for name, samples in times.items()}
 
 
-def _time_once(call: Callable[[], object], device: str, clock: Callable[[], float]) -> float:
-    """Seconds by a clock, the wait for the device included: by the wall's, what a user waits for."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
+def _call(call: Callable[[], object], _: None) -> None:
     call()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 def peak_megabytes(device: str) -> float:

@@ -24,6 +24,12 @@ def test_each_is_called_with_the_same_inputs_in_turns() -> None:
     assert min(seconds["a"]) >= 0.02 > sorted(seconds["b"])[1]
 
 
+def test_another_clock_can_be_asked() -> None:
+    ticks = iter(range(100))
+    seconds = time_in_turns({"a": abs, "b": abs}, [0], 2, warmup=0, clock=lambda: float(next(ticks)) ** 2)
+    assert seconds == {"a": [1.0, 9.0], "b": [5.0, 13.0]}
+
+
 def test_nothing_timed_is_nothing_called() -> None:
     called: list[str] = []
     assert time_in_turns({"a": _run(called, "a")}, [0], 0, warmup=0) == {"a": []}
