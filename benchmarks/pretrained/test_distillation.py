@@ -54,7 +54,10 @@ def test_the_start_and_the_end_are_measured(
     monkeypatch.setattr(distillation, "packaged_photographs", lambda: _draw(tmp_path / "known", 6))
     output = tmp_path / "result.json"
     arguments = ["--downloads", str(tmp_path), "--output", str(output), "--image-size", "64", "--minutes", "0.05"]
-    assert distillation.main([*arguments, "--ratio", "0.8"]) == 0
+    assert distillation.main([*arguments, "--ratio", "0.8", "--manner", "blocks=0", "varied=false"]) == 0
+    tried = tmp_path / "tried.json"
+    tried.write_bytes(output.read_bytes())
+    assert distillation.main([*arguments, "--ratio", "0.8", "--tried", str(tried)]) == 0
     result = json.loads(output.read_text(encoding="utf-8"))
     assert {name: len(paths) for name, paths in result["pictures"].items()} == {"learned": 9, "stops": 1, "held_out": 4}
     assert result["watched"][0]["held_out"] == result["routed"]["held_out"]
@@ -63,6 +66,17 @@ def test_the_start_and_the_end_are_measured(
     steps = [point["step"] for point in result["watched"]]
     assert steps == [point["step"] for point in result["distillation"]["curve"]]
     assert steps[-1] > 0
+    assert result["distillation"]["manner"]["blocks"] > 0
+    (other,) = result["tried"]
+    assert other["command"].endswith("--manner blocks=0 varied=false")
+    assert (other["distillation"]["manner"]["blocks"], other["distillation"]["manner"]["varied"]) == (0.0, False)
+    assert other["watched"][0]["step"] == 0
     said = capsys.readouterr().out
     assert "9 pictures to learn from, 1 to stop by, 4 held out, 4 others" in said
     assert "distilled: held_out 0." in said
+
+
+@pytest.mark.parametrize("told", ["speed=1", "blocks", "times=many"])
+def test_a_manner_that_is_none(told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert distillation.main(["--downloads", str(tmp_path), "--manner", told]) != 0
+    assert f"--manner: got {told!r}; expected" in capsys.readouterr().err

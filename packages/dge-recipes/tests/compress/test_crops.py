@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from small_models import draw_pictures
 
-from dge_recipes.compress.crops import Crops, read_crops, with_crops
+from dge_recipes.compress.crops import Crops, kept_side, read_crops, with_crops
 from dge_recipes.compress.pictures import pictures_section
 from dge_recipes.errors import UserError
 
@@ -42,9 +42,34 @@ def test_pictures_are_kept_small(tmp_path: Path) -> None:
     source = section.open("train")
     crops = read_crops(source, section, seed=0)
     sizes = {Path(source.name(index)).stem: crops._pictures[index].size for index in range(len(source))}
-    expected = {"large": (96, 48), "small": (30, 20), "more": (30, 20)}
+    expected = {"large": (320, 160), "small": (30, 20), "more": (30, 20)}
     assert sizes == {name: expected[name] for name in sizes}
     assert len(sizes) == 2
+
+
+def test_few_pictures_are_kept_larger_than_many() -> None:
+    assert [kept_side(count, 224) for count in (1, 46, 200, 100_000)] == [1120, 1120, 653, 336]
+
+
+def test_varied_crops_show_smaller_parts_and_other_colours(tmp_path: Path) -> None:
+    Image.linear_gradient("L").convert("RGB").resize((320, 320)).save(tmp_path / "grey.png")
+    Image.new("RGB", (320, 320)).save(tmp_path / "black.png")
+    section = pictures_section(tmp_path, _VIEW, ("data.held_out=0.1",))
+    picture = Image.linear_gradient("L").convert("RGB").resize((320, 320))
+    tinted = Image.merge("RGB", (picture.getchannel(0), picture.getchannel(0), Image.new("L", (320, 320), 90)))
+    crops = Crops([tinted], section, seed=1)
+    plain, varied = crops.batch(0, 40), crops.varied().batch(0, 40)
+    assert torch.equal(crops.batch(0, 40), plain)
+
+    def least(batch: torch.Tensor) -> float:
+        return float((batch[:, 0].amax((1, 2)) - batch[:, 0].amin((1, 2))).min())
+
+    assert least(varied) < 0.7 * least(plain)
+    assert float(plain[:, 2].std()) < 1e-6
+    assert float(varied[:, 2].mean((1, 2)).std()) > 0.02
+    chosen = pictures_section(tmp_path, _VIEW, ("data.held_out=0.1", "data.crop_scale=[1.0,1.0]"))
+    whole = Crops([picture], chosen, seed=1).varied().batch(0, 20)
+    assert float((whole[:, 0, -1] - whole[:, 0, 0]).abs().min()) > 0.3
 
 
 def test_crops_make_up_for_missing_images(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dge_recipes.compress.crops import read_crops
 from dge_recipes.compress.distill import Lesson, _spread, distill
 from dge_recipes.compress.fidelity import measure_fidelity
 from dge_recipes.compress.pictures import Pictures, pictures_section, read_pictures
+from dge_recipes.compress.teaching import Manner
 
 _CPU = torch.device("cpu")
 _VIEW = {"image_size": 64, "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -101,6 +102,22 @@ def test_what_is_handed_out_is_never_worse(pictures: Pictures, lesson: MakeLesso
     assert steps == [point.step for point in found.curve]
     assert found.curve[-1].fidelity.score < found.curve[0].fidelity.score
     assert all(torch.equal(value, start.state_dict()[name]) for name, value in found.model.state_dict().items())
+
+
+def test_the_average_is_what_is_measured(pictures: Pictures, lesson: MakeLesson) -> None:
+    dense = small_vit(0)
+    start = _routed(dense, pictures)
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def look(step: int, model: nn.Module) -> None:
+        seen.append(_weights(model))
+
+    def last(average: float) -> torch.Tensor:
+        distill(dense, start, _RATIO, lesson(seconds=300.0, steps=8, manner=Manner(average=average), look=look))
+        return seen[-1]["norm.bias"] - start.state_dict()["norm.bias"]
+
+    learned, averaged = last(0.0), last(0.97)
+    assert learned.norm() > averaged.norm() > 0.1 * learned.norm()
 
 
 def test_without_time_it_is_the_start(pictures: Pictures, lesson: MakeLesson, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Random crops of pictures that are kept in memory, small: decoding photographs would take longer than a step."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,13 +17,15 @@ from dge_recipes.data.transforms import Transform
 from dge_recipes.errors import UserError
 from dge_recipes.randomness import derive_seed, isolated_seed
 
-__all__ = ["FITTED_ON", "Crops", "read_crops", "with_crops"]
+__all__ = ["FITTED_ON", "Crops", "kept_side", "read_crops", "with_crops"]
 
 FITTED_ON = 64
 """Images that routers are fitted on at least: fewer pictures are made up for by crops of them."""
 
 _MOST = 512  # pictures
-_LARGER = 1.5  # than the crops, by the short side
+_LARGER = (1.5, 5.0)  # than the crops, by the short side: at least, and at most
+_PIXELS = 128e6  # of all pictures together, as long as they are larger than they have to be
+_VARIED_SCALE = (0.04, 1.0)
 
 
 class Crops:
@@ -34,21 +38,20 @@ class Crops:
     """
 
     def __init__(self, pictures: list[Image.Image], section: ImageData, seed: int) -> None:
-        self._pictures, self._seed = pictures, seed
-        self._transform = Transform(
-            create_transform(
-                section.image_size,
-                is_training=True,
-                scale=section.crop_scale,
-                hflip=section.hflip,
-                color_jitter=0.0,
-                auto_augment=None,
-                interpolation=section.interpolation,
-                re_prob=0.0,
-                mean=section.mean,
-                std=section.std,
-            )
-        )
+        self._pictures, self._section, self._seed = pictures, section, seed
+        self._transform = _transform(section, section.crop_scale)
+
+    def varied(self) -> "Crops":
+        """Crops of the same pictures that show more: 4 % to all of a picture, in other colours, some of them blurred.
+
+        A scale that the section names is kept. Where few pictures are learned from, these stand for more of them.
+        """
+        chosen = "crop_scale" in self._section.model_fields_set
+        crops = Crops(self._pictures, self._section, self._seed)
+        scale = self._section.crop_scale if chosen else _VARIED_SCALE
+        colours = {"color_jitter": (0.4, 0.4, 0.4, 0.1), "color_jitter_prob": 0.8}
+        crops._transform = _transform(self._section, scale, **colours, grayscale_prob=0.1, gaussian_blur_prob=0.2)
+        return crops
 
     def __len__(self) -> int:
         """Number of pictures."""
@@ -85,7 +88,7 @@ def with_crops(batches: Sequence[Tensor], crops: Crops, count: int) -> list[Tens
 
 
 def read_crops(source: ImageSource, section: ImageData, seed: int) -> Crops:
-    """Read pictures, at most 512 of them, evenly spaced, and keep them half as large again as the crops.
+    """Read pictures, at most 512 of them, evenly spaced, and keep them as large as :func:`kept_side` says.
 
     Args:
         source: of the pictures; none of them held out.
@@ -95,10 +98,11 @@ def read_crops(source: ImageSource, section: ImageData, seed: int) -> Crops:
     Raises:
         UserError: one cannot be read and ``data.unreadable`` is ``error``, or none can.
     """
-    side, pictures = round(_LARGER * section.image_size), []
+    pictures = []
     with tempfile.TemporaryDirectory(prefix="dge-compress-") as scratch:  # unreadable ones are listed already
         images = HeldOutImages(source, section, Path(scratch))
         count = min(_MOST, len(images))
+        side = kept_side(count, section.image_size)
         for index in range(count):
             picture = images.picture(index * len(images) // count)
             if picture is not None:
@@ -106,6 +110,34 @@ def read_crops(source: ImageSource, section: ImageData, seed: int) -> Crops:
     if not pictures:
         raise UserError(f"none of the {count} pictures to learn from can be read")
     return Crops(pictures, section, seed)
+
+
+def kept_side(count: int, size: int) -> int:
+    """The short side that pictures are reduced to in memory, in pixels.
+
+    Args:
+        count: of the pictures. Few are kept up to five times as large as the crops, so that small crops of them are
+            sharp; many half as large again.
+        size: of the crops.
+    """
+    least, most = (factor * size for factor in _LARGER)
+    return round(min(max(math.sqrt(_PIXELS / (1.5 * max(count, 1))), least), most))
+
+
+def _transform(section: ImageData, scale: tuple[float, float], **more: Any) -> Transform:
+    steps = create_transform(
+        section.image_size,
+        is_training=True,
+        scale=scale,
+        hflip=section.hflip,
+        auto_augment=None,
+        interpolation=section.interpolation,
+        re_prob=0.0,
+        mean=section.mean,
+        std=section.std,
+        **{"color_jitter": 0.0, **more},
+    )
+    return Transform(steps)
 
 
 def _smaller(picture: Image.Image, side: int) -> Image.Image:

@@ -4,27 +4,27 @@ This loop is no run of ``dge-train``: it has one process, no checkpoints, and no
 """
 
 import copy
-import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dge_models
 from dge_recipes.compress.crops import Crops
-from dge_recipes.compress.fidelity import Answers, Fidelity, answers_of, measure_fidelity
+from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
+from dge_recipes.compress.teaching import Manner, Teacher, kept_routing
 
-__all__ = ["Distilled", "Lesson", "answer_loss", "choose_parameters", "distill"]
+__all__ = ["Distilled", "Lesson", "choose_parameters", "distill"]
 
-# Of norms, biases and layer scales alone: benchmarks/results/distillation-dinov2-*.json has what it gives. With a dozen
-# pictures to learn from, held-out errors rise after a few steps at any rate.
-_LR = 5e-4
+# Of norms, biases and layer scales alone: benchmarks/results/distillation-dinov2-*.json has what it gives.
+_LR = 3e-4
 _LR_OF_ALL = 1e-5
 _WARMUP = 10  # steps
+_FALLS_FROM = 0.6  # of the time; then the rate falls to nothing
 _CLIP = 1.0
 _PATIENCE = 6  # evaluations without a better one
 _EVALUATION_SHARE = 0.2
@@ -43,8 +43,9 @@ class Lesson:
         batch_size: crops per step.
         steps: that it takes at most; None: as many as there is time for.
         all_weights: train all weights, not norms, biases and layer scales alone. Routers are never trained.
-        lr: peak learning rate; None: 5e-4, or 1e-5 for all weights.
+        lr: peak learning rate; None: 3e-4, or 1e-5 for all weights.
         tell: called with a line at every evaluation.
+        manner: how it is taught.
         look: called with the step and the model at every evaluation, such as to measure more.
     """
 
@@ -57,6 +58,7 @@ class Lesson:
     all_weights: bool = False
     lr: float | None = None
     tell: Callable[[str], None] = lambda _: None
+    manner: Manner = field(default_factory=Manner)
     look: Callable[[int, nn.Module], None] = lambda step, model: None
 
 
@@ -105,10 +107,11 @@ class Distilled:
 def distill(dense: nn.Module, start: nn.Module, ratio: float, lesson: Lesson) -> Distilled:
     """Teach a routed copy to answer as the dense model does.
 
-    Pictures are routed as in evaluation, by routers that stay as they are; so each step costs what the copy costs. The
-    loss is one minus the cosine of the class token (or pooled features), and for classifiers the divergence of their
-    classes from the dense model's, else the same cosine of the tokens. The learning rate falls to nothing by the time
-    that has passed. Changed tokens are routed otherwise, so the budget is set again before every evaluation.
+    Pictures are routed as in evaluation, by routers that stay as they are; so each step costs what the copy costs, and
+    what the teacher says of a batch is learned from several times. The loss is that of
+    :meth:`~dge_recipes.compress.teaching.Teacher.loss`. The learning rate falls to nothing in the last two fifths of
+    the time. What is evaluated and handed out is a running average of the parameters. Changed tokens are routed
+    otherwise, so the budget is set again before every evaluation.
 
     Args:
         dense: the teacher, in evaluation mode.
@@ -137,6 +140,8 @@ class _Course:
         self._device = next(dense.parameters()).device
         self._model = copy.deepcopy(start).eval()
         self._parameters = choose_parameters(self._model, all_weights=lesson.all_weights)
+        self._teacher = Teacher(dense, lesson.crops, lesson.batch_size, lesson.manner)
+        self._average = [each.detach().clone() for each in self._parameters]
         self._few = _spread(lesson.calibration, _SETTLED_ON)
         self._step, self._best = 0, 0
         self._curve: list[Point] = []
@@ -151,12 +156,10 @@ class _Course:
         # One more evaluation, and setting the budget on all pictures, have to fit.
         lasted, since = self._seconds(), time.perf_counter()
         while self._seconds() < lesson.seconds - 3 * lasted and self._step != lesson.steps:
-            warm = min((self._step + 1) / _WARMUP, 1.0)
+            warm, left = min((self._step + 1) / _WARMUP, 1.0), (1 - self._passed(3 * lasted)) / (1 - _FALLS_FROM)
             for group in optimizer.param_groups:
-                group["lr"] = peak * warm * 0.5 * (1 + math.cos(math.pi * self._passed()))
-            images = lesson.crops.batch(self._step, lesson.batch_size).to(self._device)
-            _learn(self._dense, self._model, images, optimizer, self._parameters)
-            self._step += 1
+                group["lr"] = peak * min(warm, 1.0, max(left, 0.0))
+            self._learn(optimizer)
             if lasted < _EVALUATION_SHARE * (time.perf_counter() - since):
                 since = time.perf_counter()
                 self._evaluate()
@@ -178,26 +181,52 @@ class _Course:
         count = sum(each.numel() for each in self._parameters)
         return Distilled(chosen, tuple(self._curve), best, count, len(self._lesson.crops))
 
-    def _evaluate(self, *, settle: bool = True) -> None:
-        """Measure; with `settle` the budget is set anew before."""
-        if settle:
-            dge_models.set_budget(self._model, self._ratio, self._few)
-        found = measure_fidelity(self._dense, {"": self._model}, self._lesson.held_out, self._device)[""]
-        self._curve.append(Point(self._step, self._seconds(), found))
-        if found.score > self._curve[self._best].fidelity.score:
-            self._best = len(self._curve) - 1
-            self._state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
-        cosines = (
-            f"MAC ratio {found.mac_ratio:.3f}, class cosine {found.class_cosine:.4f}, token {found.token_cosine:.4f}"
-        )
-        passed = f"{self._seconds():.0f} of {self._lesson.seconds:.0f} s"
-        self._lesson.tell(f"distill: step {self._step}, {passed}, {cosines} on held-out pictures")
-        self._lesson.look(self._step, self._model)
+    def _learn(self, optimizer: torch.optim.Optimizer) -> None:
+        taught, manner = self._teacher.batch(self._step), self._lesson.manner
+        with kept_routing(self._model), _autocast(self._device, half=manner.half):
+            loss = self._teacher.loss(self._model, taught)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, _CLIP, error_if_nonfinite=True)
+        optimizer.step()
+        self._step += 1
+        kept = min(manner.average, 1 - 1 / self._step)  # the first steps count alike
+        with torch.no_grad():
+            for average, parameter in zip(self._average, self._parameters, strict=True):
+                average.lerp_(parameter, 1 - kept)
 
-    def _passed(self) -> float:
-        """The share of the time that has passed, or of the steps where those come first."""
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the model has the average of what it learned."""
+        with torch.no_grad():
+            learned = [each.detach().clone() for each in self._parameters]
+            for parameter, average in zip(self._parameters, self._average, strict=True):
+                parameter.copy_(average)
+            yield
+            for parameter, value in zip(self._parameters, learned, strict=True):
+                parameter.copy_(value)
+
+    def _evaluate(self, *, settle: bool = True) -> None:
+        """Measure the average; with `settle` the budget is set anew before."""
+        with self._averaged():
+            if settle:
+                dge_models.set_budget(self._model, self._ratio, self._few)
+            found = measure_fidelity(self._dense, {"": self._model}, self._lesson.held_out, self._device)[""]
+            self._curve.append(Point(self._step, self._seconds(), found))
+            if found.score > self._curve[self._best].fidelity.score:
+                self._best = len(self._curve) - 1
+                self._state = {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+            cosines = f"class cosine {found.class_cosine:.4f}, token {found.token_cosine:.4f}"
+            passed = f"{self._seconds():.0f} of {self._lesson.seconds:.0f} s"
+            self._lesson.tell(
+                f"distill: step {self._step}, {passed}, MAC ratio {found.mac_ratio:.3f}, {cosines} on held-out pictures"
+            )
+            self._lesson.look(self._step, self._model)
+
+    def _passed(self, rest: float) -> float:
+        """The share of the time but `rest` seconds that has passed, or of the steps where those come first."""
         taken = self._step / self._lesson.steps if self._lesson.steps else 0.0
-        return max(self._seconds() / self._lesson.seconds, taken)
+        return max(self._seconds() / max(self._lesson.seconds - rest, 1e-3), taken)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -225,34 +254,18 @@ def choose_parameters(model: nn.Module, *, all_weights: bool = False, routers_to
     return chosen
 
 
-def _learn(
-    dense: nn.Module, model: nn.Module, images: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
-) -> None:
-    with torch.no_grad():
-        expected = answers_of(dense, images)
-    loss = answer_loss(answers_of(model, images), expected)
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, _CLIP, error_if_nonfinite=True)
-    optimizer.step()
+def _autocast(device: torch.device, *, half: bool) -> torch.autocast:
+    """Matrices in bfloat16 where the processor multiplies them faster so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=half and _multiplies_bfloat16(device))
 
 
-def answer_loss(answers: Answers, expected: Answers) -> Tensor:
-    """How far the answers of a copy are from the dense model's.
-
-    Args:
-        answers: of the copy, differentiable.
-        expected: the dense model's for the same pictures, without gradient.
-
-    Returns:
-        float32 [], the mean over the pictures of one minus the cosine of the class token (or pooled features), and
-        beside it of the divergence of the classes in nats, or without classes of one minus the tokens' cosine.
-    """
-    vector = 1 - F.cosine_similarity(answers.vector.float(), expected.vector.float(), dim=-1).mean()
-    if answers.logits is None or expected.logits is None:
-        return vector + 1 - F.cosine_similarity(answers.tokens.float(), expected.tokens.float(), dim=-1).mean()
-    known, wanted = answers.logits.float().log_softmax(-1), expected.logits.float().log_softmax(-1)
-    return vector + F.kl_div(known, wanted, reduction="batchmean", log_target=True)
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def _spread(batches: Sequence[Tensor], count: int) -> list[Tensor]:

@@ -11,8 +11,9 @@ from torch.utils.data import Dataset
 
 import dge_models
 from dge_recipes.classes import Classes
-from dge_recipes.compress.distill import answer_loss, choose_parameters
+from dge_recipes.compress.distill import choose_parameters
 from dge_recipes.compress.fidelity import Answers, answers_of
+from dge_recipes.compress.teaching import answer_loss
 from dge_recipes.config import Config, ImageData, ModelConfig, RandomData
 from dge_recipes.config.task_keys import check_distillation
 from dge_recipes.data import HeldOutData, TrainingData
@@ -200,7 +201,7 @@ class DistillationLosses(TrainingLosses):
 
         Returns:
             Scalars: ``loss`` to differentiate; and, detached, ``task``, the distance to the teacher's answers
-            (:func:`~dge_recipes.compress.distill.answer_loss`), ``distillation`` (the same: there is no other task),
+            (:func:`~dge_recipes.compress.teaching.answer_loss`), ``distillation`` (the same: there is no other task),
             ``budget`` (penalty), ``mac_ratio``, ``class_cosine`` and ``token_cosine``, means over the batch, and
             ``measured_ratio``, what the budget learns from. ``split_shares`` [L, n]: each routed layer's regions per
             split, as fractions.
