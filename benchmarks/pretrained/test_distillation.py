@@ -14,7 +14,7 @@ from benchmarks.pretrained.photographs import small_pictures
 
 
 def _draw(folder: Path, count: int) -> list[Path]:
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(count)
     paths = [folder / f"{index}.png" for index in range(count)]
     for path in paths:
@@ -60,7 +60,12 @@ def test_the_start_and_the_end_are_measured(
     assert distillation.main([*arguments, "--ratio", "0.8", "--tried", str(tried)]) == 0
     result = json.loads(output.read_text(encoding="utf-8"))
     assert {name: len(paths) for name, paths in result["pictures"].items()} == {"learned": 9, "stops": 1, "held_out": 4}
-    assert result["watched"][0]["held_out"] == result["routed"]["held_out"]
+    routed = result["routed"]["held_out"]
+    errors = routed.pop("of_each")
+    assert result["watched"][0]["held_out"] == routed
+    assert [each[0] for each in errors] == result["pictures"]["held_out"]
+    assert 1 - sum(each[2] for each in errors) / len(errors) == pytest.approx(routed["token_cosine"], abs=1e-5)
+    assert 0 < result["processor_seconds"] < 600
     assert result["distilled"].keys() == {"held_out", "other"}
     assert result["distillation"]["curve"][0]["step"] == 0
     steps = [point["step"] for point in result["watched"]]
