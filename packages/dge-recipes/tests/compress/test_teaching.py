@@ -32,7 +32,8 @@ def _counted(dense: nn.Module) -> list[int]:
     return asked
 
 
-def test_a_batch_is_asked_once_and_learned_from_several_times(crops: Crops) -> None:
+def test_a_batch_is_asked_once_and_learned_from_several_times(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dge_recipes.compress.teaching._AT_FIRST", 1)
     dense = small_vit(0)
     asked = _counted(dense)
     teacher = Teacher(dense, crops, 2, Manner(times=3))
@@ -43,6 +44,14 @@ def test_a_batch_is_asked_once_and_learned_from_several_times(crops: Crops) -> N
     again = Teacher(dense, crops, 2, Manner(times=3))
     for step, batch in enumerate(batches):
         assert torch.equal(again.batch(step).images, batch.images)
+
+
+def test_all_batches_are_learned_from_as_often(crops: Crops) -> None:
+    teacher = Teacher(small_vit(0), crops, 2, Manner(times=3))
+    batches = [id(teacher.batch(step)) for step in range(60)]
+    assert len(set(batches[:8])) == 8
+    assert max(batches.count(each) for each in set(batches)) <= 4
+    assert any(one != other for one, other in zip(batches[9:11], batches[8:10], strict=True))
 
 
 def test_the_oldest_batch_is_forgotten(crops: Crops, monkeypatch: pytest.MonkeyPatch) -> None:

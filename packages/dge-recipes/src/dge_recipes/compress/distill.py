@@ -21,10 +21,11 @@ from dge_recipes.compress.teaching import Manner, Teacher, kept_routing
 __all__ = ["Distilled", "Lesson", "choose_parameters", "distill"]
 
 # Of norms, biases and layer scales alone: benchmarks/results/distillation-dinov2-*.json has what it gives.
-_LR = 3e-4
+_LR = 5e-4
 _LR_OF_ALL = 1e-5
 _WARMUP = 10  # steps
 _FALLS_FROM = 0.6  # of the time; then the rate falls to nothing
+_BETAS = 0.9, 0.99  # few steps: a longer memory would not fill
 _CLIP = 1.0
 _PATIENCE = 6  # evaluations without a better one
 _EVALUATION_SHARE = 0.2
@@ -43,7 +44,7 @@ class Lesson:
         batch_size: crops per step.
         steps: that it takes at most; None: as many as there is time for.
         all_weights: train all weights, not norms, biases and layer scales alone. Routers are never trained.
-        lr: peak learning rate; None: 3e-4, or 1e-5 for all weights.
+        lr: peak learning rate; None: 5e-4, or 1e-5 for all weights.
         tell: called with a line at every evaluation.
         manner: how it is taught.
         look: called with the step and the model at every evaluation, such as to measure more.
@@ -152,7 +153,7 @@ class _Course:
         """Learn until the time is over, or nothing gets better any more."""
         lesson = self._lesson
         peak = lesson.lr or (_LR_OF_ALL if lesson.all_weights else _LR)
-        optimizer = torch.optim.AdamW(self._parameters, lr=peak, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self._parameters, lr=peak, betas=_BETAS, weight_decay=0.0)
         # One more evaluation, and setting the budget on all pictures, have to fit.
         lasted, since = self._seconds(), time.perf_counter()
         while self._seconds() < lesson.seconds - 3 * lasted and self._step != lesson.steps:

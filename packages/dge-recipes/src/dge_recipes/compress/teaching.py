@@ -17,12 +17,13 @@ from dge_recipes.randomness import derive_seed
 __all__ = ["Manner", "Taught", "Teacher", "answer_loss", "kept_routing", "outputs_of_blocks"]
 
 _LOOKED_AT = 4  # blocks, evenly spaced, the last one among them
+_AT_FIRST = 8  # batches that are all asked before any comes again
 _MOST = 48  # batches that are kept; a newer one takes the place of the oldest
 
 
 @dataclass(frozen=True)
 class Manner:
-    """How a copy is taught. The defaults are what benchmarks/results/distillation-dinov2-*.json found best.
+    """How a copy is taught; ``python -m benchmarks.pretrained.distillation --manner`` compares other ways.
 
     Attributes:
         blocks: weight of what the tokens after four blocks are off, beside the answers.
@@ -70,15 +71,19 @@ class Teacher:
         self._crops = crops.varied() if manner.varied else crops
         self._device = next(dense.parameters()).device
         self._known: list[Taught] = []
+        self._uses: list[int] = []
         self._asked = 0
         self._spreads: list[Tensor] = []
 
     def batch(self, step: int) -> Taught:
         """What a step learns from: at first something new, and then as seldom as the manner says."""
-        if step % self._manner.times == 0 or not self._known:
+        if step % self._manner.times == 0 or len(self._known) < _AT_FIRST:
             return self._ask()
+        seldom = [place for place, uses in enumerate(self._uses) if uses == min(self._uses)]
         generator = torch.Generator().manual_seed(derive_seed(0, "again", step))
-        return self._known[int(torch.randint(len(self._known), (), generator=generator))]
+        place = seldom[int(torch.randint(len(seldom), (), generator=generator))]
+        self._uses[place] += 1
+        return self._known[place]
 
     def loss(self, model: nn.Module, taught: Taught) -> Tensor:
         """How far a copy is from what the dense model says: float32 [], differentiable.
@@ -106,8 +111,9 @@ class Teacher:
         taught = Taught(images, answers, blocks)
         if len(self._known) < _MOST:
             self._known.append(taught)
+            self._uses.append(1)
         else:
-            self._known[self._asked % _MOST] = taught
+            self._known[self._asked % _MOST], self._uses[self._asked % _MOST] = taught, 1
         self._asked += 1
         return taught
 
