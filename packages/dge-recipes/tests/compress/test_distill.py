@@ -11,7 +11,7 @@ from torch import nn
 
 import dge_models
 from dge_recipes.compress.crops import read_crops
-from dge_recipes.compress.distill import Lesson, _spread, distill
+from dge_recipes.compress.distill import Lesson, _multiplies_bfloat16, _spread, distill
 from dge_recipes.compress.fidelity import measure_fidelity
 from dge_recipes.compress.pictures import Pictures, pictures_section, read_pictures
 from dge_recipes.compress.teaching import Manner
@@ -133,3 +133,17 @@ def test_pictures_that_the_budget_is_set_on_are_spread_over_all() -> None:
     assert torch.equal(torch.cat(_spread(batches, 5)).flatten(), torch.tensor([0.0, 2, 4, 6, 8]))
     assert [len(batch) for batch in _spread(batches, 5)] == [4, 1]
     assert _spread(batches, 10) == batches
+
+
+@pytest.mark.parametrize(
+    ("can", "halved"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False), (None, False)],
+)
+def test_matrices_are_halved_where_the_processor_says_that_it_can(
+    monkeypatch: pytest.MonkeyPatch, can: dict[str, bool] | None, halved: bool
+) -> None:
+    if can is None:  # PyTorch 2.10
+        monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    else:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can, raising=False)
+    assert _multiplies_bfloat16(torch.device("cpu")) is halved

@@ -265,7 +265,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    can = torch.cpu.get_capabilities()
+    ask = getattr(torch.cpu, "get_capabilities", None)  # PyTorch 2.10 cannot say
+    can = {} if ask is None else ask()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
