@@ -70,7 +70,7 @@ def test_computed_buffers_come_back(name: str, call: str) -> None:
     for block in routed_blocks(model):
         block.router.shift_training(0.3)
     before = {key: value.clone() for key, value in model.named_buffers()}
-    names = {"shift", "cells", "inside", "earlier", "region", "step", "local", "rows_of"}
+    names = {"shift", "cells", "inside", "earlier", "picks", "rows_of", "token"}
     assert {key.rsplit(".", 1)[1] for key in before} == names
     _spoil(model)
     model.init_weights() if call == "init_weights" else reinit_non_persistent_buffers(model)

@@ -26,7 +26,7 @@ from dge_models.attention import (
     refuse_unsupported,
 )
 from dge_models.every_split import every_patch, pool_coarse_splits, recombine
-from dge_models.plain_block import run_plain
+from dge_models.plain_block import run_plain, without_parts
 from dge_models.projections import has_hooks, placement
 from dge_models.router import Router
 from dge_models.routing import Routing, region_grid, straight_through
@@ -221,6 +221,9 @@ class DGEBlock(Block):
         """Layer scale of what the MLP adds."""
         scaled: Tensor = self.ls2(update)
         return scaled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_parts(self)
 
     def forward(  # type: ignore[override]  # a routed block has to know the grid
         self,

@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dge_models.projections import has_hooks, hooked_everywhere, is_own_tensor
 
-__all__ = ["PlainParts", "run_plain"]
+__all__ = ["PlainParts", "run_plain", "without_parts"]
 
 _ops = torch.ops.dge_kernels
 _NORMS = (nn.LayerNorm, LayerNorm)
@@ -77,10 +77,6 @@ class PlainParts:
         self._idle += idle
         return [part for part in parts if part not in idle]
 
-    def __reduce__(self) -> Any:
-        """A copy of a block, or a pickle, finds its own parts."""
-        return (_nothing, ())
-
     def same_parts(self, block: Any) -> bool:
         """Whether the block still consists of the modules that were found."""
         return tuple(block._modules.values()) == self._own and all(
@@ -102,8 +98,9 @@ class PlainParts:
         )
 
 
-def _nothing() -> None:
-    return None
+def without_parts(block: nn.Module) -> dict[str, Any]:
+    """What a copy or a pickle of a block has: all but the parts, of which each finds its own."""
+    return {name: value for name, value in vars(block).items() if name != "_plain"}
 
 
 def _parts_of(block: Any) -> PlainParts | None:
