@@ -41,6 +41,7 @@ HOOKED = tuple(
     f"test_{name}.py"
     for name in ("convert", "vit", "eva", "encoder", "attention", "golden", "merged", "timm_contract", "saving")
 )
+HOOKED += ("test_plain_block.py",)
 # Tests of what the kernels compute, without those of compilers.
 COMPUTING = tuple(
     f"test_{name}.py"
