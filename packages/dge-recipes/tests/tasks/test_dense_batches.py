@@ -25,6 +25,9 @@ def _evaluated(config: Config) -> DenseEvaluation[Any]:
     held_out = task.build_held_out(config, None, "")
     torch.manual_seed(0)
     model: Any = scattered(task.build_model(config, held_out.num_classes, held_out.image_shape))
+    for name, part in model.named_modules():
+        if name.endswith("cls_logits"):  # as initialised, scores differ by little more than rounding
+            torch.nn.init.normal_(part.weight, std=30.0)
     found: DenseEvaluation[Any] = task.evaluate(model, accelerator.prepare(held_out.loader), accelerator, held_out)  # type: ignore[assignment]
     return found
 
@@ -34,6 +37,19 @@ def _assert_costs(together: DenseEvaluation[Any], alone: DenseEvaluation[Any]) -
     assert together.found.macs == pytest.approx(alone.found.macs, rel=1e-9)
     assert together.found.mac_ratio == pytest.approx(alone.found.mac_ratio, rel=1e-9)
     assert together.costs.ratio < 1
+
+
+def _assert_same_detections(got: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Each has its like among the others, in whatever order: that of scores which are the same but for rounding."""
+    off = (got["boxes"].unsqueeze(1) - own["boxes"]).abs()
+    same = (off <= 1e-3 + 1e-5 * own["boxes"].abs()).all(-1)  # pixels
+    same &= (got["scores"].unsqueeze(1) - own["scores"]).abs() <= 1e-5
+    same &= got["labels"].unsqueeze(1) == own["labels"]
+    # The last ones may be others: those beyond the most that an image may have, which are the same but for rounding.
+    for found, scores in ((same.any(0), own["scores"]), (same.any(1), got["scores"])):
+        sure = scores > scores.min() + 1e-5
+        assert sure.sum() >= len(scores) - 5
+        assert found[sure].all()
 
 
 @pytest.mark.parametrize(
@@ -62,9 +78,7 @@ def test_detections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, 
     for place, own in one.items():
         got = five[place]
         assert len(own["boxes"]) == 20
-        assert torch.equal(got["labels"], own["labels"])
-        torch.testing.assert_close(got["scores"], own["scores"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(got["boxes"], own["boxes"], rtol=1e-5, atol=1e-3)  # pixels
+        _assert_same_detections(got, own)
     assert together.found.as_dict() == pytest.approx(alone.found.as_dict(), rel=1e-9)
     _assert_costs(together, alone)
 
