@@ -51,13 +51,22 @@ def _compiled_runner(folder: Path) -> Path:
     return program
 
 
-@pytest.mark.skipif(
+needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="an AOTInductor package needs a C++ compiler"
 )
-def test_a_package_runs_in_python_and_in_a_program_without_it(tmp_path: Path) -> None:
+
+
+def _fixed_model() -> tuple[Any, torch.Tensor]:
+    """A model of fixed queries, and images for it."""
     model: Any = build_small(depth=1, global_pool="avg")
     images = torch.randn(2, 3, 32, 32)
     set_fixed_queries(model, 0.7)
+    return model, images
+
+
+@needs_compiler
+def test_a_package_runs_in_python_and_in_a_program_without_it(tmp_path: Path) -> None:
+    model, images = _fixed_model()
     path = tmp_path / "model.pt2"
     write_exported(model, images, path, to="pt2")
     with torch.no_grad():
@@ -71,13 +80,9 @@ def test_a_package_runs_in_python_and_in_a_program_without_it(tmp_path: Path) ->
     torch.testing.assert_close(output.view(expected.shape), expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif(
-    not (shutil.which("g++") or shutil.which("clang++")), reason="an AOTInductor package needs a C++ compiler"
-)
+@needs_compiler
 def test_a_package_in_bf16_computes_what_the_model_does_in_bf16(tmp_path: Path) -> None:
-    model: Any = build_small(depth=1, global_pool="avg")
-    images = torch.randn(2, 3, 32, 32)
-    set_fixed_queries(model, 0.7)
+    model, images = _fixed_model()
     write_exported(model, images, tmp_path / "model.pt2", to="pt2", precision="bf16")
     with torch.no_grad():
         exact, expected = model(images), copy.deepcopy(model).bfloat16()(images.bfloat16()).float()
