@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dge_models
 from benchmarks.provenance import provenance
 from benchmarks.served_profile import compare_profiles, print_profiles, profile
+from dge_recipes import markdown
 from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.report import machine
 from dge_recipes.errors import UserError
@@ -32,6 +33,7 @@ time both in alternation on one thread. Weights are random, and routers tell reg
 """
 _MODELS = ("deit_small_patch16_224@256", "vit_small_patch14_dinov2@224")
 _COMPARED = 4  # pictures
+_COLUMNS = ("model", "runtime", "MAC ratio", "batch", "against dense", "implied", "share", "difference to PyTorch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +66,7 @@ def _run(options: argparse.Namespace) -> None:
         **machine(torch.device("cpu")),
     }
     if not options.profile:
-        print("| model | runtime | MAC ratio | batch | against dense | implied | share | difference to PyTorch |")
-        print("|---|---|---|---|---|---|---|---|")
+        print("\n".join(markdown.head(_COLUMNS)))
     for name, size in map(_named, options.models):
         dense, routed = _pair(name, size)
         images = torch.randn(_COMPARED, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -160,11 +161,9 @@ def _tell(row: dict[str, Any]) -> None:
     if "operators" in row:
         print_profiles(row["operators"], f"{model}, {row['to']}, MAC ratio {row['ratio']:.3f}, batch {row['batch']}")
         return
-    speed = f"{row['against_dense']:.2f}x | {1 / row['ratio']:.2f}x | {row['share_of_implied']:.2f}"
-    print(
-        f"| {model} | {row['to']} | {row['ratio']:.3f} | {row['batch']} | {speed} | {row['largest_difference']:.1e} |",
-        flush=True,
-    )
+    speed = f"{row['against_dense']:.2f}x", f"{1 / row['ratio']:.2f}x", f"{row['share_of_implied']:.2f}"
+    what = model, row["to"], f"{row['ratio']:.3f}", str(row["batch"])
+    print(markdown.line((*what, *speed, f"{row['largest_difference']:.1e}")), flush=True)
 
 
 if __name__ == "__main__":

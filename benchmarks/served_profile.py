@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from dge_models.export_formats import INPUT
+from dge_recipes import markdown
 
 __all__ = ["compare_profiles", "print_profiles", "profile"]
 
@@ -94,9 +95,9 @@ def compare_profiles(profiles: Mapping[str, Mapping[str, Cost]]) -> list[dict[st
 def print_profiles(rows: list[dict[str, Any]], title: str, most: int = 12) -> None:
     """A Markdown table of the most expensive kinds and of all together."""
     names = [name for name in rows[0] if name != "operator"]
-    print(f"\n| {title} | " + " | ".join(f"{name}, ms | operators" for name in names) + " |")
-    print("|---|" + "---|---|" * len(names))
+    columns = [column for name in names for column in (f"{name}, ms", "operators")]
+    print("\n" + "\n".join(markdown.head([title, *columns])))
     total = {name: {key: sum(row[name][key] for row in rows) for key in ("count", "ms")} for name in names}
     for row in [*rows[:most], {"operator": "all", **total}]:
-        cells = (f"{row[name]['ms']:.2f} | {row[name]['count']}" for name in names)
-        print(f"| {row['operator']} | " + " | ".join(cells) + " |", flush=True)
+        cells = (cell for name in names for cell in (f"{row[name]['ms']:.2f}", str(row[name]["count"])))
+        print(markdown.line((row["operator"], *cells)), flush=True)

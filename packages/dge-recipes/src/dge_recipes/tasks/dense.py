@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from dge_recipes import markdown
 from dge_recipes.classes import Classes
 from dge_recipes.config import Config, ScenesData
 from dge_recipes.data import HeldOutData
@@ -128,11 +129,13 @@ class Costs:
     def table(self) -> str:
         """The parts side by side in Markdown, as routed and with every query computed."""
         rows = {"dynamic": self.backbone, "static": self.static_backbone}
-        lines = ["| MACs | backbone | neck | head | together |", "|---|---|---|---|---|"]
-        for name, backbone in rows.items():
-            parts = (backbone, self.neck, self.head, backbone + self.neck + self.head)
-            lines.append(f"| {name} | {' | '.join(map(show_macs, parts))} |")
-        return "\n".join(lines)
+        parts = {
+            name: (backbone, self.neck, self.head, backbone + self.neck + self.head) for name, backbone in rows.items()
+        }
+        return markdown.table(
+            ("MACs", "backbone", "neck", "head", "together"),
+            ((name, *map(show_macs, each)) for name, each in parts.items()),
+        )
 
 
 @dataclass(frozen=True)
