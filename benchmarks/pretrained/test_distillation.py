@@ -36,6 +36,24 @@ def test_no_picture_is_in_two_parts() -> None:
     assert [len(part) for part in parts] == [16, 2, 7]
 
 
+def test_a_picture_that_comes_twice_is_left_out(tmp_path: Path) -> None:
+    paths = _draw(tmp_path / "pictures", 3)
+    again = tmp_path / "again.png"
+    again.write_bytes(paths[1].read_bytes())
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0).eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    assert distillation._distinct(model, [*paths, again], 32) == paths
+
+
+def test_pictures_are_taken_evenly() -> None:
+    paths = [Path(str(number)) for number in range(6)]
+    assert distillation._spread(paths, 3) == [paths[0], paths[2], paths[4]]
+    assert distillation._spread(paths, 9) == paths
+
+
 def test_the_start_and_the_end_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,7 +69,9 @@ def test_the_start_and_the_end_are_measured(
     monkeypatch.setattr(distillation, "dinov2_small", small)
     monkeypatch.setattr(distillation, "fetch", lambda folder: (folder, _draw(tmp_path / "others", 4)))
     monkeypatch.setattr(distillation, "fetch_more", lambda folder: _draw(tmp_path / "more", 8))
+    monkeypatch.setattr(distillation, "fetch_photographs", lambda folder: _draw(tmp_path / "photographs", 9))
     monkeypatch.setattr(distillation, "packaged_photographs", lambda: _draw(tmp_path / "known", 6))
+    monkeypatch.setattr(distillation, "_ALIKE", 2.0)  # a tiny model finds all drawings alike
     output = tmp_path / "result.json"
     arguments = ["--downloads", str(tmp_path), "--output", str(output), "--image-size", "64", "--minutes", "0.05"]
     assert distillation.main([*arguments, "--ratio", "0.8", "--manner", "blocks=0", "varied=false"]) == 0
@@ -59,14 +79,15 @@ def test_the_start_and_the_end_are_measured(
     tried.write_bytes(output.read_bytes())
     assert distillation.main([*arguments, "--ratio", "0.8", "--tried", str(tried)]) == 0
     result = json.loads(output.read_text(encoding="utf-8"))
-    assert {name: len(paths) for name, paths in result["pictures"].items()} == {"learned": 9, "stops": 1, "held_out": 4}
-    routed = result["routed"]["held_out"]
+    counts = {"learned": 14, "stops": 2, "test_images": 4, "photographs": 3, "other": 4}
+    assert {name: len(paths) for name, paths in result["pictures"].items()} == counts
+    routed = result["routed"]["photographs"]
     errors = routed.pop("of_each")
-    assert result["watched"][0]["held_out"] == routed
-    assert [each[0] for each in errors] == result["pictures"]["held_out"]
+    assert result["watched"][0]["photographs"] == routed
+    assert [each[0] for each in errors] == result["pictures"]["photographs"]
     assert 1 - sum(each[2] for each in errors) / len(errors) == pytest.approx(routed["token_cosine"], abs=1e-5)
     assert 0 < result["processor_seconds"] < 600
-    assert result["distilled"].keys() == {"held_out", "other"}
+    assert result["distilled"].keys() == {"test_images", "photographs", "other"}
     assert result["distillation"]["curve"][0]["step"] == 0
     steps = [point["step"] for point in result["watched"]]
     assert steps == [point["step"] for point in result["distillation"]["curve"]]
@@ -77,8 +98,8 @@ def test_the_start_and_the_end_are_measured(
     assert (other["distillation"]["manner"]["blocks"], other["distillation"]["manner"]["varied"]) == (0.0, False)
     assert other["watched"][0]["step"] == 0
     said = capsys.readouterr().out
-    assert "9 pictures to learn from, 1 to stop by, 4 held out, 4 others" in said
-    assert "distilled: held_out 0." in said
+    assert "14 pictures to learn from, 2 to stop by; held out: 4 test_images, 3 photographs, 4 other" in said
+    assert "distilled: test_images 0." in said
 
 
 @pytest.mark.parametrize("told", ["speed=1", "blocks", "times=many"])
