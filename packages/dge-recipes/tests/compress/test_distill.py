@@ -86,6 +86,34 @@ def test_all_weights(pictures: Pictures, lesson: MakeLesson) -> None:
     assert light.parameters < found.parameters / 10
 
 
+def test_matrices_learn_where_there_are_many_pictures(
+    pictures: Pictures, lesson: MakeLesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = _routed(small_vit(0), pictures)
+    few = distill(small_vit(0), start, _RATIO, lesson(seconds=0.0))
+    monkeypatch.setattr("dge_recipes.compress.distill._BREADTH", few.pictures)
+    many = distill(small_vit(0), start, _RATIO, lesson(seconds=0.0))
+    told = distill(small_vit(0), start, _RATIO, lesson(seconds=0.0, all_weights=False))
+    never = distill(small_vit(0), start, _RATIO, lesson(seconds=0.0, manner=Manner(matrices=0.0)))
+    assert few.parameters == told.parameters == never.parameters < many.parameters / 10
+
+
+def test_matrices_learn_at_a_share_of_the_rate(pictures: Pictures, lesson: MakeLesson) -> None:
+    dense = small_vit(0)
+    start = _routed(dense, pictures)
+    seen: list[dict[str, torch.Tensor]] = []
+    settings = {"all_weights": True, "lr": 1e-2, "manner": Manner(matrices=0.1, average=0.0)}
+    distill(
+        dense,
+        start,
+        _RATIO,
+        lesson(seconds=300.0, steps=1, look=lambda step, model: seen.append(_weights(model)), **settings),
+    )
+    moved = {name: (seen[1][name] - value).abs().max().item() for name, value in seen[0].items()}
+    assert moved["blocks.0.norm1.bias"] == pytest.approx(1e-3, rel=0.02)  # a tenth of the peak, in Adam's first step
+    assert moved["blocks.0.attn.proj.weight"] == pytest.approx(1e-4, rel=0.02)
+
+
 def test_what_is_handed_out_is_never_worse(pictures: Pictures, lesson: MakeLesson) -> None:
     dense = small_vit(0)
     start = _routed(dense, pictures)

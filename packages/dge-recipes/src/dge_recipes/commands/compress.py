@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
         help="that it may take: distillation takes what is left, 30 where it is asked for; auto distils only if given",
     )
     parser.add_argument(
-        "--all-weights", action="store_true", help="distill: train all weights, not norms, biases and scales alone"
+        "--all-weights",
+        action=argparse.BooleanOptionalAction,
+        help="distill: train all weights, not norms, biases and scales alone; default: from 128 pictures on",
     )
     parser.add_argument(
         "--splits", default="2,1", metavar="N,N", help="route: queries per region side; default: %(default)s"

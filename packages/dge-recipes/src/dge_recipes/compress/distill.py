@@ -20,9 +20,8 @@ from dge_recipes.compress.teaching import Manner, Teacher, kept_routing
 
 __all__ = ["Distilled", "Lesson", "choose_parameters", "distill"]
 
-# Of norms, biases and layer scales alone: benchmarks/results/distillation-dinov2-*.json has what it gives.
-_LR = 5e-4
-_LR_OF_ALL = 1e-5
+_LR = 5e-4  # of norms, biases and layer scales; matrices learn at a share of it, see Manner.matrices
+_BREADTH = 128  # pictures, from which on matrices learn too: those of fewer forget what the pictures do not show
 _WARMUP = 10  # steps
 _FALLS_FROM = 0.6  # of the time; then the rate falls to nothing
 _BETAS = 0.9, 0.99  # few steps: a longer memory would not fill
@@ -43,8 +42,9 @@ class Lesson:
         seconds: that it may take.
         batch_size: crops per step.
         steps: that it takes at most; None: as many as there is time for.
-        all_weights: train all weights, not norms, biases and layer scales alone. Routers are never trained.
-        lr: peak learning rate; None: 5e-4, or 1e-5 for all weights.
+        all_weights: train all weights, not norms, biases and layer scales alone; None: where there are at least 128
+            pictures. Routers are never trained.
+        lr: peak learning rate of norms, biases and layer scales; None: 5e-4.
         tell: called with a line at every evaluation.
         manner: how it is taught.
         look: called with the step and the model at every evaluation, such as to measure more.
@@ -56,7 +56,7 @@ class Lesson:
     seconds: float
     batch_size: int = 8
     steps: int | None = None
-    all_weights: bool = False
+    all_weights: bool | None = None
     lr: float | None = None
     tell: Callable[[str], None] = lambda _: None
     manner: Manner = field(default_factory=Manner)
@@ -140,7 +140,8 @@ class _Course:
         self._began = time.perf_counter()
         self._device = next(dense.parameters()).device
         self._model = copy.deepcopy(start).eval()
-        self._parameters = choose_parameters(self._model, all_weights=lesson.all_weights)
+        broad = len(lesson.crops) >= _BREADTH if lesson.all_weights is None else lesson.all_weights
+        self._parameters = choose_parameters(self._model, all_weights=broad and lesson.manner.matrices > 0)
         self._teacher = Teacher(dense, lesson.crops, lesson.batch_size, lesson.manner)
         self._average = [each.detach().clone() for each in self._parameters]
         self._few = _spread(lesson.calibration, _SETTLED_ON)
@@ -152,13 +153,13 @@ class _Course:
     def run(self) -> None:
         """Learn until the time is over, or nothing gets better any more."""
         lesson = self._lesson
-        peak = lesson.lr or (_LR_OF_ALL if lesson.all_weights else _LR)
-        optimizer = torch.optim.AdamW(self._parameters, lr=peak, betas=_BETAS, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(self._groups(), betas=_BETAS, weight_decay=0.0)
+        peaks = [group["lr"] for group in optimizer.param_groups]
         # One more evaluation, and setting the budget on all pictures, have to fit.
         lasted, since = self._seconds(), time.perf_counter()
         while self._seconds() < lesson.seconds - 3 * lasted and self._step != lesson.steps:
             warm, left = min((self._step + 1) / _WARMUP, 1.0), (1 - self._passed(3 * lasted)) / (1 - _FALLS_FROM)
-            for group in optimizer.param_groups:
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * min(warm, 1.0, max(left, 0.0))
             self._learn(optimizer)
             if lasted < _EVALUATION_SHARE * (time.perf_counter() - since):
@@ -181,6 +182,13 @@ class _Course:
                 chosen, best = copy.deepcopy(self._start).eval(), 0
         count = sum(each.numel() for each in self._parameters)
         return Distilled(chosen, tuple(self._curve), best, count, len(self._lesson.crops))
+
+    def _groups(self) -> list[dict[str, Any]]:
+        peak = self._lesson.lr or _LR
+        vectors = [each for each in self._parameters if each.ndim <= 1]
+        matrices = [each for each in self._parameters if each.ndim > 1]
+        groups = [(vectors, peak), (matrices, peak * self._lesson.manner.matrices)]
+        return [{"params": parameters, "lr": lr} for parameters, lr in groups if parameters]
 
     def _learn(self, optimizer: torch.optim.Optimizer) -> None:
         taught, manner = self._teacher.batch(self._step), self._lesson.manner

@@ -31,6 +31,7 @@ class Manner:
         varied: crops of very different scales and colours, see :meth:`Crops.varied`.
         average: what a running average of the learned parameters keeps of itself at a step; it is what is evaluated
             and handed out. 0: the parameters themselves.
+        matrices: learning rate of matrices, where they learn, over that of norms, biases and layer scales.
         half: multiply matrices in bfloat16 where the processor does.
     """
 
@@ -38,6 +39,7 @@ class Manner:
     times: int = 3
     varied: bool = True
     average: float = 0.97
+    matrices: float = 0.02
     half: bool = True
 
 

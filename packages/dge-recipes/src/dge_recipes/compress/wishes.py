@@ -17,7 +17,8 @@ class Wishes:
         splits: of routed regions, finest first.
         minutes: that all of it may take: ``auto`` leaves out what may take longer, and distillation takes what is left.
             None: ``auto`` leaves distillation out; distillation that is asked for takes half an hour.
-        all_weights: distillation trains all weights, not norms, biases and layer scales alone.
+        all_weights: distillation trains all weights, not norms, biases and layer scales alone; None: as
+            :class:`~dge_recipes.compress.distill.Lesson` says.
         batch_size: pictures in a forward; of the timed ones too.
         seed: of all randomness.
     """
@@ -26,6 +27,6 @@ class Wishes:
     method: Literal["auto", "merge", "route", "distill"] = "auto"
     splits: tuple[int, ...] = (2, 1)
     minutes: float | None = None
-    all_weights: bool = False
+    all_weights: bool | None = None
     batch_size: int = 8
     seed: int = 0
