@@ -397,7 +397,7 @@ def served(session: nox.Session) -> None:
 
 @nox.session
 def pretrained(session: nox.Session) -> None:
-    """What is kept of a pretrained DINOv2, on photographs; downloads 100 MB once (--distillation: 270 MB)."""
+    """What is kept of a pretrained DINOv2, on photographs; downloads 100 MB once (--distillation: 320 MB)."""
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
     install(session, "onnx", "scikit-image", kernels_wheel(session), *local)
     module = "benchmarks.pretrained" + (".distillation" if "--distillation" in session.posargs else "")

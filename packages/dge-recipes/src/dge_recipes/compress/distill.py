@@ -23,7 +23,6 @@ __all__ = ["Distilled", "Lesson", "choose_parameters", "distill"]
 _LR = 5e-4  # of norms, biases and layer scales; matrices learn at a share of it, see Manner.matrices
 _BREADTH = 128  # pictures, from which on matrices learn too: those of fewer forget what the pictures do not show
 _WARMUP = 10  # steps
-_FALLS_FROM = 0.6  # of the time; then the rate falls to nothing
 _BETAS = 0.9, 0.99  # few steps: a longer memory would not fill
 _CLIP = 1.0
 _PATIENCE = 6  # evaluations without a better one
@@ -158,7 +157,8 @@ class _Course:
         # One more evaluation, and setting the budget on all pictures, have to fit.
         lasted, since = self._seconds(), time.perf_counter()
         while self._seconds() < lesson.seconds - 3 * lasted and self._step != lesson.steps:
-            warm, left = min((self._step + 1) / _WARMUP, 1.0), (1 - self._passed(3 * lasted)) / (1 - _FALLS_FROM)
+            warm = min((self._step + 1) / _WARMUP, 1.0)
+            left = (1 - self._passed(3 * lasted)) / (1 - lesson.manner.flat)
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                 group["lr"] = peak * min(warm, 1.0, max(left, 0.0))
             self._learn(optimizer)

@@ -32,6 +32,7 @@ class Manner:
         average: what a running average of the learned parameters keeps of itself at a step; it is what is evaluated
             and handed out. 0: the parameters themselves.
         matrices: learning rate of matrices, where they learn, over that of norms, biases and layer scales.
+        flat: share of the time, less than 1, after which learning rates begin to fall to nothing.
         half: multiply matrices in bfloat16 where the processor does.
     """
 
@@ -40,6 +41,7 @@ class Manner:
     varied: bool = True
     average: float = 0.97
     matrices: float = 0.02
+    flat: float = 0.6
     half: bool = True
 
 
