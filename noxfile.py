@@ -242,7 +242,8 @@ def examples(session: nox.Session) -> None:
     local = (str(PACKAGES / "dge-models"), str(PACKAGES / "dge-recipes"))
     install(session, *TEST_TOOLS, *EXPORT_TOOLS, kernels_wheel(session), *local)
     settings = ["-c", str(PACKAGES / "dge-recipes" / "pyproject.toml"), "-o", "pythonpath=tests ../.."]
-    session.run("pytest", *settings, "--rootdir", ".", "--confcutdir", ".", "examples", "benchmarks", *session.posargs)
+    settings += ["--rootdir", ".", "--confcutdir", ".", "-n", "2", "--dist", "loadfile"]
+    session.run("pytest", *settings, "examples", "benchmarks", *session.posargs)
 
 
 @nox.session

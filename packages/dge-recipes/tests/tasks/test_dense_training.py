@@ -96,7 +96,7 @@ def test_exact_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: 
     _assert_resumes(tmp_path, monkeypatch, *options)
 
 
-@pytest.mark.parametrize(("kind", "model"), [("mask_rcnn", "pyramid"), ("upernet", "vit")])
+@pytest.mark.parametrize(("kind", "model"), [("mask_rcnn", "pyramid"), ("semantic_fpn", "vit")])
 def test_in_bfloat16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate: Callable[[], None], kind: str, model: str
 ) -> None:
