@@ -116,6 +116,22 @@ def test_in_bfloat16(
     _assert_resumes(tmp_path, monkeypatch, kind, model=model)
 
 
+def test_upernet_begins_alike_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_accelerate: Callable[[], None]
+) -> None:
+    """One epoch: on a CPU its convolutions take tens of seconds in bfloat16."""
+    plain, half = (
+        dense_config("upernet", tmp_path / name, "train.epochs=1", model="vit") for name in ("plain", "half")
+    )
+    train(plain)
+    fresh_accelerate()
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(half)["mixed_precision"] == "bf16"
+    losses, expected = ([record["task"] for record in _records(config, "train")] for config in (half, plain))
+    assert losses[0] == pytest.approx(expected[0], rel=0.05)
+    assert losses[0] != expected[0]
+
+
 @pytest.mark.parametrize(("kind", "saved"), [("retinanet", "images.0"), ("semantic_fpn", "images")])
 def test_the_batch_of_a_broken_loss_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, saved: str
