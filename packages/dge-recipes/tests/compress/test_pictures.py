@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_models import draw_pictures
 
-from dge_recipes.compress.pictures import pictures_section, read_pictures
+from dge_recipes.compress.pictures import pictures_section, read_pictures, spread
 from dge_recipes.config import PicturesData
 from dge_recipes.errors import UserError
 
@@ -14,6 +14,12 @@ _VIEW = {"image_size": 32, "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 
 
 def _section(folder: Path, *overrides: str) -> PicturesData:
     return pictures_section(folder, _VIEW, overrides)
+
+
+def test_pictures_are_taken_evenly() -> None:
+    assert spread(6, 3) == [0, 2, 4]
+    assert spread(5, 9) == [0, 1, 2, 3, 4]
+    assert spread(0, 3) == spread(3, 0) == []
 
 
 def test_the_held_out_tenth_is_not_calibrated_on(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
+from dge_recipes.compress.pictures import spread
 from dge_recipes.data.images import HeldOutImages
 from dge_recipes.data.section import ImageData, ImageSource
 from dge_recipes.data.transforms import Transform
@@ -101,14 +102,14 @@ def read_crops(source: ImageSource, section: ImageData, seed: int) -> Crops:
     pictures = []
     with tempfile.TemporaryDirectory(prefix="dge-compress-") as scratch:  # unreadable ones are listed already
         images = HeldOutImages(source, section, Path(scratch))
-        count = min(_MOST, len(images))
-        side = kept_side(count, section.image_size)
-        for index in range(count):
-            picture = images.picture(index * len(images) // count)
+        chosen = spread(len(images), _MOST)
+        side = kept_side(len(chosen), section.image_size)
+        for index in chosen:
+            picture = images.picture(index)
             if picture is not None:
                 pictures.append(_smaller(picture, side))
     if not pictures:
-        raise UserError(f"none of the {count} pictures to learn from can be read")
+        raise UserError(f"none of the {len(chosen)} pictures to learn from can be read")
     return Crops(pictures, section, seed)
 
 

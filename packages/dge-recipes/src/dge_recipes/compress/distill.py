@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import dge_models
 from dge_recipes.compress.crops import Crops
 from dge_recipes.compress.fidelity import Fidelity, measure_fidelity
+from dge_recipes.compress.pictures import spread
 from dge_recipes.compress.teaching import Manner, Teacher, kept_routing
 
 __all__ = ["Distilled", "Lesson", "choose_parameters", "distill"]
@@ -279,8 +280,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def _spread(batches: Sequence[Tensor], count: int) -> list[Tensor]:
-    """At most so many of the pictures, evenly spaced: neighbours in a folder resemble each other."""
+    """At most so many of the pictures, evenly spaced."""
     pictures = torch.cat(list(batches))
     if len(pictures) <= count:
         return list(batches)
-    return list(pictures[torch.arange(count) * len(pictures) // count].split(len(batches[0])))
+    return list(pictures[spread(len(pictures), count)].split(len(batches[0])))

@@ -20,7 +20,7 @@ from dge_recipes.data.section import ImageSource, Part
 from dge_recipes.data.workers import worker_context, worker_signals
 from dge_recipes.errors import UserError
 
-__all__ = ["Pictures", "pictures_section", "read_pictures"]
+__all__ = ["Pictures", "pictures_section", "read_pictures", "spread"]
 
 _OWN = ("name", "root", "image_size")  # what the command line has other words for
 
@@ -110,9 +110,19 @@ def read_pictures(section: PicturesData, batch_size: int, limit: int) -> Picture
     return Pictures(section, train, batches["train"], batches["val"], facts)
 
 
+def spread(count: int, most: int) -> list[int]:
+    """Indices of at most so many of some pictures, evenly spaced: neighbours in a folder resemble each other.
+
+    Args:
+        count: of the pictures.
+        most: of the indices.
+    """
+    chosen = min(count, most)
+    return [index * count // chosen for index in range(chosen)]
+
+
 def _read(images: HeldOutImages, workers: int, batch_size: int, limit: int) -> list[Tensor]:
-    count = min(limit, len(images))
-    chosen = Subset(images, [index * len(images) // count for index in range(count)])
+    chosen = Subset(images, spread(len(images), limit))
     loader = DataLoader(
         chosen,
         batch_size,

@@ -44,6 +44,11 @@ class Manner:
     flat: float = 0.6
     half: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse a share that none of the time is left after."""
+        if not 0 <= self.flat < 1:
+            raise ValueError(f"flat: got {self.flat}; expected at least 0 and less than 1")
+
 
 @dataclass(frozen=True)
 class Taught:
